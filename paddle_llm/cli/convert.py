@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,14 +56,14 @@ def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: 
     `export` and fine-tuning also read PEFT's format directly.
     """
     source, out = locate_adapter(adapter), out.expanduser()
-    _check_out(out, source, overwrite)
+    check_adapter_output(out, [source], overwrite)
     base_model = locate_base(source, base)
     try:
         start_process("cpu")  # a conversion uses no GPU
         if target == "peft":
-            written = to_peft(source, out, base_model, show=_progress)
+            written = to_peft(source, out, base_model, show=show_progress)
         else:
-            written = from_peft(source, out, base_model, show=_progress, allow_pickle=allow_pickle)
+            written = from_peft(source, out, base_model, show=show_progress, allow_pickle=allow_pickle)
     except KeyboardInterrupt:
         say(f"interrupted; {out} was not written")
         sys.exit(EXIT_INTERRUPTED)
@@ -72,8 +72,18 @@ def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: 
     click.echo(f"{out}: LoRA adapter in the format of {format}, {size}, base model: {written or 'not named'}")
 
 
-def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
-    check_apart(out, adapter)
+def check_adapter_output(out: Path, adapters: Sequence[Path], overwrite: bool) -> None:
+    """Check that a command may write an adapter to the folder `out`.
+
+    Args:
+        out: Folder to write.
+        adapters: Adapters that the command reads.
+        overwrite: Whether an existing adapter may be replaced.
+
+    Raises:
+        UserError: If `out` contains an input, or is a file or a folder that may not be replaced.
+    """
+    check_apart(out, *adapters)
     check_replaceable(out, ADAPTER_CONFIG, "adapter", overwrite)
     if not out.exists():
         return
@@ -91,7 +101,7 @@ def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
         raise UserError(f"{out} contains more than an adapter: {more[0]}. Choose another folder.")
 
 
-def _progress(items: Iterable[T]) -> Iterator[T]:
+def show_progress(items: Iterable[T]) -> Iterator[T]:
     """Yield the same items, with a progress bar on a terminal."""
     listed = list(items)
     if not sys.stderr.isatty():

@@ -38,6 +38,7 @@ COMMANDS = {
         "paddle_llm.cli.export:export_command",
         "Write a model for Hugging Face, FastDeploy or paddle.inference.",
     ),
+    "merge": ("paddle_llm.cli.merge:merge", "Merge several LoRA adapters of one base into one adapter."),
     "convert": (
         "paddle_llm.cli.convert:convert",
         "Convert a LoRA adapter to or from the format of Hugging Face's PEFT.",

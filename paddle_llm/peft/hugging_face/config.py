@@ -81,11 +81,11 @@ def method_of_peft(
         rank=rank,
         alpha=alpha,
         dropout=float(adapter_config.get("lora_dropout") or 0.0),
-        targets=_targets(files.lora, base),
+        targets=layer_patterns(files.lora, base),
         rslora=bool(adapter_config.get("use_rslora")),
         dora=bool(adapter_config.get("use_dora")),
-        ranks=_exceptions(ranks, rank, base),
-        alphas=_exceptions(alphas, alpha, base),
+        ranks=layer_exceptions(ranks, rank, base),
+        alphas=layer_exceptions(alphas, alpha, base),
         modules_to_save=tuple(
             dict.fromkeys(_pattern(key, base) for key in files.weights if not _is_copy(files, key, files.weights))
         ),
@@ -110,8 +110,13 @@ def _is_copy(files: PeftFile, key: str, others: list[str]) -> bool:
     )
 
 
-def _targets(layers: list[str], base: dict[str, Any] | None) -> tuple[str, ...]:
-    """Return patterns that match these layers and no others."""
+def layer_patterns(layers: list[str], base: dict[str, Any] | None) -> tuple[str, ...]:
+    """Return patterns for `Method.targets` that match these layers and no others.
+
+    Args:
+        layers: Names of layers, Hugging Face's or canonical ones.
+        base: `base_shape` of the base; None: layers are named one by one.
+    """
     found = []
     for rest, numbers in _by_kind(layers, base).items():
         if numbers is None:
@@ -143,12 +148,20 @@ def _is_everywhere(numbers: list[int], base: dict[str, Any] | None) -> bool:
     return base is not None and sorted(numbers) == list(range(base["layers"]))
 
 
-def _exceptions(values: Mapping[str, Any], default: Any, base: dict[str, Any] | None) -> tuple[tuple[str, Any], ...]:
-    """Return (pattern, value) of the layers whose value is not the default; each pattern matches only those layers."""
+def layer_exceptions(
+    values: Mapping[str, Any], default: Any, base: dict[str, Any] | None
+) -> tuple[tuple[str, Any], ...]:
+    """Return (pattern, value) of the layers whose value is not the default; each pattern matches only those layers.
+
+    Args:
+        values: Value by name of a layer.
+        default: Value of all other layers.
+        base: As in `layer_patterns`.
+    """
     found = []
     for value in dict.fromkeys(value for value in values.values() if value != default):
         layers = [layer for layer, other in values.items() if other == value]
-        found += [(pattern, value) for pattern in _targets(layers, base)]
+        found += [(pattern, value) for pattern in layer_patterns(layers, base)]
     return tuple(found)
 
 

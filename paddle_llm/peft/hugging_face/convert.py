@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -55,6 +56,37 @@ _NOT_IN_PEFT = {
     "adapter": f"PEFT has no bottleneck adapters (Houlsby et al. 2019). {_KEEP}",
 }
 Progress = Callable[[list[str]], Iterable[str]]  # wraps a list of names, for a progress bar
+
+
+class NamedTensors(Protocol):
+    """Tensors by canonical name, such as `WeightFiles`."""
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors."""
+
+    def view(self, name: str) -> np.ndarray:
+        """Return a tensor; bfloat16 as bits in uint16."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """A LoRA adapter to write.
+
+    Attributes:
+        folder: Folder that it comes from, for messages.
+        method: Its settings.
+        shape: `base_shape` of the base that it was trained on.
+        tensors: Its tensors under canonical names.
+    """
+
+    folder: Path
+    method: Method
+    shape: dict[str, Any]
+    tensors: NamedTensors
+
+
 _FUSED = (".qkv_proj.", ".gate_up_fused_proj.")
 
 
@@ -82,30 +114,44 @@ def to_peft(folder: Path, out: Path, base: BaseModel, *, show: Progress = iter) 
     if method.name != "lora":
         reason = _NOT_IN_PEFT.get(method.name, f"PEFT has no weights without an adapter. {_MERGE}")
         raise UserError(f"{folder} was trained by {method.name}, which cannot be converted: {reason}")
-    files = WeightFiles(folder, file=ADAPTER_SAFETENSORS)
-    _refuse_fused(folder, files)
     if method.lora_plus_scale != 1.0:
         say(
             f"lora_plus_scale {method.lora_plus_scale} affects only training and is not part of PEFT's format; it is dropped"
         )
-    family = shape["family"]
+    files = WeightFiles(folder, file=ADAPTER_SAFETENSORS)
     if base.is_requested:
-        _check_shape(folder, base, shape)
-    tensors, layers, retrained = _in_peft_names(files, family, show)
-    head = _tied_head(folder, base, family, files)
+        check_shape(folder, base, shape)
+    adapter = LoraAdapter(folder, method, shape, files)
+    write_peft(out, adapter, base, extra=partial(copy_other_files, folder), show=show)
+    return base.name
+
+
+def write_peft(
+    out: Path, adapter: LoraAdapter, base: BaseModel, *, extra: Callable[[Path], None], show: Progress = iter
+) -> None:
+    """Write a LoRA adapter in PEFT's format.
+
+    Args:
+        out: Folder to write.
+        adapter: The adapter.
+        base: Base model that PEFT is to load the adapter with.
+        extra: Function that writes further files to the folder.
+        show: Wrapper of an iterable, for a progress bar.
+
+    Raises:
+        UserError: If PEFT cannot express the adapter, or a base that is needed is not on this machine.
+    """
+    _refuse_fused(adapter.folder, adapter.tensors)
+    family = adapter.shape["family"]
+    tensors, layers, retrained = _in_peft_names(adapter.tensors, family, show)
+    head = _tied_head(base, family, adapter.tensors)
     if head is not None:  # PEFT trains a copy of each module in modules_to_save, also of two that share a weight
         embedding = names.hugging_face(family, names.EMBEDDINGS[family], 2).name
         if embedding in retrained and PEFT_PREFIX + embedding in tensors:
             tensors[PEFT_PREFIX + head] = tensors[PEFT_PREFIX + embedding]
             retrained.append(head)
-    write_adapter(
-        out,
-        config_of_peft(method, layers, retrained, base.name, shape["layers"]),
-        tensors,
-        format="pt",
-        extra=partial(_copy_other_files, folder),
-    )
-    return base.name
+    config = config_of_peft(adapter.method, layers, retrained, base.name, adapter.shape["layers"])
+    write_adapter(out, config, tensors, format="pt", extra=extra)
 
 
 def from_peft(
@@ -131,14 +177,14 @@ def from_peft(
     adapter_config = read_checked_config(folder)
     if not is_peft(adapter_config):
         raise UserError(f"{folder} is already in this library's format. Use it as it is.")
-    base_folder = _require_folder(base)
+    base_folder = require_folder(base)
     try:
         method, shape, files = open_with_base(folder, base_folder, allow_pickle=allow_pickle)
     except UserError as error:
-        raise UserError(f"{error}{'' if base.is_requested else _describe_base(base)}") from error
+        raise UserError(f"{error}{'' if base.is_requested else describe_base(base)}") from error
     tensors = {name: np.ascontiguousarray(files.view(name)) for name in show(files.names())}
     adapter_config = {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": base.name}
-    write_adapter(out, adapter_config, tensors, extra=partial(_copy_other_files, folder))
+    write_adapter(out, adapter_config, tensors, extra=partial(copy_other_files, folder))
     return base.name
 
 
@@ -180,7 +226,7 @@ def open_with_base(
     return method, shape, files
 
 
-def _copy_other_files(source: Path, target: Path) -> None:
+def copy_other_files(source: Path, target: Path) -> None:
     """Copy the chat template and the tokenizer of an adapter folder, and report other files."""
     copy_templates(source, target)
     for name in TOKENIZER_FILES:
@@ -200,7 +246,7 @@ def _copy_other_files(source: Path, target: Path) -> None:
 
 
 def _in_peft_names(
-    files: WeightFiles, family: str, show: Progress
+    files: NamedTensors, family: str, show: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, str], list[str]]:
     """Convert the tensors of an adapter.
 
@@ -235,7 +281,8 @@ def _in_peft_names(
     return tensors, layers, retrained
 
 
-def _refuse_fused(folder: Path, files: WeightFiles) -> None:
+def _refuse_fused(folder: Path, files: NamedTensors) -> None:
+    """Raise UserError if an adapter has LoRA on matrices that Hugging Face's model keeps separate."""
     fused = next((name for name in files.names() if any(part in name for part in _FUSED)), None)
     if fused is not None:
         raise UserError(
@@ -244,18 +291,18 @@ def _refuse_fused(folder: Path, files: WeightFiles) -> None:
         )
 
 
-def _tied_head(folder: Path, base: BaseModel, family: str, files: WeightFiles) -> str | None:
+def _tied_head(base: BaseModel, family: str, files: NamedTensors) -> str | None:
     """Return Hugging Face's name of the head if it is tied to the embedding and the adapter trained the embedding."""
     if names.EMBEDDINGS[family] not in files:
         return None
-    base_folder = _require_folder(base)
+    base_folder = require_folder(base)
     facts = read_model_facts(base_folder)
     return names.tied_head(
         family, plain_configuration(base_folder, find_family(facts), facts.raw), is_hugging_face=True
     )
 
 
-def _check_shape(folder: Path, base: BaseModel, shape: dict[str, Any]) -> None:
+def check_shape(folder: Path, base: BaseModel, shape: dict[str, Any]) -> None:
     """Raise UserError if the base has another shape than the adapter's; report a base that cannot be compared."""
     if base.folder is None:
         say(f"--base {base.name} is not a local folder; it is stored as a name and not compared with the adapter")
@@ -272,7 +319,7 @@ def _check_shape(folder: Path, base: BaseModel, shape: dict[str, Any]) -> None:
         )
 
 
-def _describe_base(base: BaseModel) -> str:
+def describe_base(base: BaseModel) -> str:
     """Describe the base that the adapter's files name, for a message."""
     return (
         f" The adapter was compared with the base that its {ADAPTER_CONFIG} names, {base.name} ({base.folder}). "
@@ -280,7 +327,8 @@ def _describe_base(base: BaseModel) -> str:
     )
 
 
-def _require_folder(base: BaseModel) -> Path:
+def require_folder(base: BaseModel) -> Path:
+    """Return the local folder of a base; raise UserError if it is not on this machine."""
     if base.folder is None:
         problem = base.problem[:1].upper() + base.problem[1:]
         raise UserError(f"{problem}. Its config.json is needed: give its folder with --base.")
