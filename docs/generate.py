@@ -42,7 +42,7 @@ def flags_page() -> str:
         "- `-` as a default means that an absent value has its own meaning, which the description gives.",
         "- The options that start processes (`--nproc_per_node`, `--gpus`, ...) are not keys of a config: see",
         "  [the commands](cli.md).",
-        "- For the syntax of a config, paths and old names, see [config files](../configuration_files.md).",
+        "- For the syntax of a config, paths and old names, see [config files](configuration_files.md).",
         "",
         "## Pretraining",
         "",

@@ -1,4 +1,4 @@
-"""docs/configuration_files.md: the reader understands its commands, and its keys are those of the table."""
+"""docs/reference/configuration_files.md: the reader understands its commands, and its keys are those of the table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paddle_llm.config.reader import _HINTS, resolve
 from paddle_llm.config.run_config import FIELD_NAMES
 from paddle_llm.core.errors import ConfigError
 
-_PAGE = (Path(__file__).parents[2] / "docs" / "configuration_files.md").read_text(encoding="utf-8")
+_PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "configuration_files.md").read_text(encoding="utf-8")
 _COMMANDS = re.findall(r"^    (\S.*)$", _PAGE, re.M)
 
 

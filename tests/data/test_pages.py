@@ -1,4 +1,4 @@
-"""The commands in docs/tokenizers.md and docs/chat_templates.md run."""
+"""The commands in docs/reference/tokenizers.md and docs/reference/chat_templates.md run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(command: str, folder: Path) -> str:
 def test_commands_of_the_page_on_tokenizers_run(tmp_path: Path) -> None:
     (tmp_path / "my_text").mkdir()
     (tmp_path / "my_text" / "a.txt").write_text("\n".join(topics.values()))
-    (command,) = commands_of("tokenizers.md")
+    (command,) = commands_of("reference/tokenizers.md")
     run(command, tmp_path)
     assert (tmp_path / "data/tokenizer/tokenizer_config.json").is_file()
 
@@ -38,5 +38,5 @@ def test_commands_of_the_page_on_tokenizers_run(tmp_path: Path) -> None:
 def test_commands_of_the_page_on_chat_templates_run(tmp_path: Path, tokenizer_folder: str) -> None:
     shutil.copytree(tokenizer_folder, tmp_path / "MODEL_FOLDER")
     (tmp_path / "train.jsonl").write_text(json.dumps({"instruction": "q", "output": "an answer"}) + "\n")
-    (command,) = commands_of("chat_templates.md")
+    (command,) = commands_of("reference/chat_templates.md")
     assert "[[" in run(command, tmp_path)  # the trained tokens are marked

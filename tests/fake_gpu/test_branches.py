@@ -118,5 +118,5 @@ def test_every_module_that_asks_is_measured() -> None:
 
 
 def test_the_page_counts_excluded_lines() -> None:
-    page = (gpu_questions.ROOT / "docs/gpu_tests.md").read_text()
+    page = (gpu_questions.ROOT / "docs/contributing/gpu_tests.md").read_text()
     assert len(EXCLUDED) == 2 and "two branches of kernels for CPUs" in page

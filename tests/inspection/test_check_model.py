@@ -199,7 +199,7 @@ def test_findings_determine_the_exit_code():
 
 @pytest.mark.hf
 def test_the_commands_of_the_documentation_run(llama, tmp_path, monkeypatch):
-    commands = re.findall(r"^    (paddle-llm .*)$", (ROOT / "docs" / "check_model.md").read_text(), re.M)
+    commands = re.findall(r"^    (paddle-llm .*)$", (ROOT / "docs" / "reference" / "check_model.md").read_text(), re.M)
     assert len(commands) == 4
     (tmp_path / "models").mkdir()
     copied(llama, tmp_path / "models" / "mine")

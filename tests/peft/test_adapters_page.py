@@ -1,4 +1,4 @@
-"""docs/adapters.md: its tables match the code, and its commands run."""
+"""docs/reference/adapters.md: its tables match the code, and its commands run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.forked import run_forked
 from tests.helpers.models.folders import train_pieces, write_folder
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "adapters.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("group", [HONOURED, HARMLESS, REFUSED])

@@ -99,7 +99,7 @@ BY_NAME = {field.name: field for field in FIELDS}
 
 
 def table(group: str) -> str:
-    """Return the fields of one group as a Markdown table, for docs/adapters.md.
+    """Return the fields of one group as a Markdown table, for docs/reference/adapters.md.
 
     Args:
         group: HONOURED, HARMLESS or REFUSED.

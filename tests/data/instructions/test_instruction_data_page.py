@@ -1,4 +1,4 @@
-"""The commands in docs/instruction_data.md run, and its tables match the code."""
+"""The commands in docs/reference/instruction_data.md run, and its tables match the code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paddle_llm.data.instructions.formats import FORMATS
 from paddle_llm.data.instructions.messages import MESSAGE_FIELDS
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "instruction_data.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "instruction_data.md").read_text(encoding="utf-8")
 
 
 def test_commands_run(tmp_path: Path, tokenizer_folder: str) -> None:

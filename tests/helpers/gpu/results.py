@@ -168,7 +168,7 @@ def main(folder: Path) -> int:
     print(f"\n{counts(results)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).write_text(report(results))
-    print(f"To send these results in, attach {folder / REPORT} to an issue (docs/gpu_tests.md).")
+    print(f"To send these results in, attach {folder / REPORT} to an issue (docs/contributing/gpu_tests.md).")
     return int(not results or any(one.result in FAILURES for one in results))
 
 
