@@ -12,9 +12,10 @@ from paddle_llm.config.legacy.other_trainers import COUNTERPARTS
 from paddle_llm.config.reader import _HINTS, resolve
 from paddle_llm.config.run_config import FIELD_NAMES
 from paddle_llm.core.errors import ConfigError
+from tests.helpers import doc_pages
 
 _PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "configuration_files.md").read_text(encoding="utf-8")
-_COMMANDS = re.findall(r"^    (\S.*)$", _PAGE, re.M)
+_COMMANDS = doc_pages.commands("reference/configuration_files")
 
 
 def test_the_page_has_commands_of_both_kinds():

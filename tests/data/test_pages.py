@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from tests.helpers.doc_pages import commands
+
 ROOT = Path(__file__).parents[2]
-
-
-def commands_of(page: str) -> list[str]:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return re.findall(r"^    (paddle-llm .*)$", text, re.M)
 
 
 def run(command: str, folder: Path) -> str:
@@ -30,7 +26,7 @@ def run(command: str, folder: Path) -> str:
 def test_commands_of_the_page_on_tokenizers_run(tmp_path: Path) -> None:
     (tmp_path / "my_text").mkdir()
     (tmp_path / "my_text" / "a.txt").write_text("\n".join(topics.values()))
-    (command,) = commands_of("reference/tokenizers.md")
+    (command,) = commands("reference/tokenizers")
     run(command, tmp_path)
     assert (tmp_path / "data/tokenizer/tokenizer_config.json").is_file()
 
@@ -38,5 +34,5 @@ def test_commands_of_the_page_on_tokenizers_run(tmp_path: Path) -> None:
 def test_commands_of_the_page_on_chat_templates_run(tmp_path: Path, tokenizer_folder: str) -> None:
     shutil.copytree(tokenizer_folder, tmp_path / "MODEL_FOLDER")
     (tmp_path / "train.jsonl").write_text(json.dumps({"instruction": "q", "output": "an answer"}) + "\n")
-    (command,) = commands_of("reference/chat_templates.md")
+    (command,) = commands("reference/chat_templates")
     assert "[[" in run(command, tmp_path)  # the trained tokens are marked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from paddle_llm.cli.check_model import check_model
 from paddle_llm.core.errors import UserError
 from paddle_llm.inspection.report import Level, Report, Section
 from paddle_llm.models.weights.files import is_finite
+from tests.helpers import doc_pages
 from tests.helpers.chat_tokenizers import BEGIN, END, TURN, write_bare
 from tests.helpers.models.folders import train_pieces, write_folder
 
@@ -199,7 +199,7 @@ def test_findings_determine_the_exit_code():
 
 @pytest.mark.hf
 def test_the_commands_of_the_documentation_run(llama, tmp_path, monkeypatch):
-    commands = re.findall(r"^    (paddle-llm .*)$", (ROOT / "docs" / "reference" / "check_model.md").read_text(), re.M)
+    commands = doc_pages.commands("reference/check_model")
     assert len(commands) == 4
     (tmp_path / "models").mkdir()
     copied(llama, tmp_path / "models" / "mine")

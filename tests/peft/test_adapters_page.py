@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 
@@ -15,12 +14,14 @@ from paddle_llm.models.weights.files import WeightFiles
 from paddle_llm.peft.hugging_face.fields import HARMLESS, HONOURED, REFUSED, table
 from paddle_llm.peft.method import Method
 from tests.export.test_merged import base_folder, trained_adapter
+from tests.helpers import doc_pages
 from tests.helpers.finetune_jobs import VOCABULARY, make_instructions
 from tests.helpers.forked import run_forked
 from tests.helpers.models.folders import train_pieces, write_folder
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "reference" / "adapters.md").read_text(encoding="utf-8")
+FILE = doc_pages.DOCS / "reference/adapters.md"
+PAGE = FILE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("group", [HONOURED, HARMLESS, REFUSED])
@@ -31,7 +32,7 @@ def test_the_tables_of_the_page_match_the_code(group):
 def run_block(number: int, folder: Path) -> str:
     """Run the commands of a block of the page in a folder, and return what they print."""
     printed = ""
-    for command in re.findall(r"```bash\n(.*?)```", PAGE, re.S)[number].splitlines():
+    for command in [block for block in doc_pages.blocks(FILE) if block.commands][number].commands:
         program, *words = shlex.split(command)
         start = [str(ROOT / words.pop(0))] if program == "python" else ["-m", "paddle_llm.cli"]
         done = run_forked(*start, *words, cwd=folder, timeout=300)

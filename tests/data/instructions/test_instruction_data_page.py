@@ -17,6 +17,7 @@ from paddle_llm.config.local_files.split_names import SPLIT_NAMES, SUFFIXES
 from paddle_llm.data.instructions.conversation import ROLES
 from paddle_llm.data.instructions.formats import FORMATS
 from paddle_llm.data.instructions.messages import MESSAGE_FIELDS
+from tests.helpers import doc_pages
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "reference" / "instruction_data.md").read_text(encoding="utf-8")
@@ -31,7 +32,7 @@ def test_commands_run(tmp_path: Path, tokenizer_folder: str) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "hub/data/train-00000-of-00001.parquet")
     (tmp_path / "cn.jsonl").write_bytes('{"query": "你好", "response": "好"}\n'.encode("gbk"))
     shutil.copytree(tokenizer_folder, tmp_path / "tok")
-    commands = re.findall(r"^    ((?:paddle-llm|iconv) .*)$", PAGE, re.M)
+    commands = doc_pages.commands("reference/instruction_data")
     assert len(commands) == 5
     script = "\n".join(["set -e", f'paddle-llm() {{ "{sys.executable}" -m paddle_llm.cli "$@"; }}', *commands])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
