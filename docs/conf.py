@@ -13,7 +13,7 @@ author = "the paddle_llm contributors"
 copyright = author
 version = release = __version__
 
-extensions = ["myst_parser", "plain_markdown"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "plain_markdown"]
 exclude_patterns = ["_build", "_ext"]
 
 html_theme = "furo"
@@ -24,5 +24,7 @@ html_show_copyright = False
 myst_heading_anchors = 3
 # Quotes and dashes stay as written: `--flag` in a text is not a dash.
 smartquotes = False
-# An indented block is text: most of them are commands, some are output.
 highlight_language = "text"
+# For reference/python_api.md.
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
