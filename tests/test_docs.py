@@ -1,109 +1,51 @@
-"""The documentation: commands marked with `$` run as typed, in the order of the page; pages, links and translations are complete."""
+"""The documentation: blocks, links, files, functions and translations of all pages; the tour; the diagram of the layers."""
 
 from __future__ import annotations
 
-import os
+import ast
+import json
 import re
-import shlex
-import subprocess
-import sys
-from pathlib import Path
-from pydoc_data.topics import topics
 
+import jinja2
 import pytest
 from importlinter.api import read_configuration
 
+import paddle_llm
+import paddle_llm.export
 from docs._ext.plain_markdown import write_pages
-from tests.helpers.forked import run_forked
-from tests.helpers.pretrain_jobs import Toy, config, make_trainer, rows
+from tests.helpers.doc_pages import DOCS, LANGUAGES, ROOT, all_pages, blocks, commands, name_of, without_blocks
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-ALL_PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
-CHINESE = [path for path in ALL_PAGES if path.is_relative_to(DOCS / "zh")]
-PAGES = [path for path in ALL_PAGES if "```console" in path.read_text(encoding="utf-8") and path not in CHINESE]
-# Beginnings of commands that cannot run here -> why.
-NOT_RUN = {
-    "paddle-llm pretrain pretrain.json --gpus": "needs GPUs",
-    "paddle-llm pretrain pretrain.json --nproc_per_node 8 --nnodes 4": "needs machines; tests/distributed/test_two_hosts.py",
-    "mpirun -n 8": "a recipe of 7B parameters; tests/distributed/test_training_commands.py runs mpirun",
-    "srun": "needs Slurm; tests/parallel/process/test_scheduler.py",
-    "python -m venv": "a fresh environment is what CI makes",
-    "pip install": "a fresh environment is what CI makes",
-    "make quickstart": "tests/test_readme.py runs its script",
-    "make release-check": "tests/test_release.py and tests/test_wheel.py run its checks",
-    "git tag": "only a maintainer tags",
-    "python -m twine": "only a maintainer publishes",
-    "make parity": "the whole matrix takes an hour; tests/rehearse/test_matrix.py runs a part of it",
-    "paddle-llm rehearse cluster.json": "tests/test_readme.py runs it; the smaller one is run here",
-    "paddle-llm board": "tests/training/test_board.py",
-    "paddle-llm generate output/tuned/model --chat": "tests/generation/test_command.py",
-    "python -m paddle.distributed.launch --gpus": "needs GPUs",
-}
-# Pages that continue in the folder of the pages before them.
-TUTORIAL = ["tutorials/pretrain_from_text", "tutorials/finetune_with_lora", "how-to/generate", "how-to/export"]
+ALL_PAGES = all_pages()
+CHINESE = [page for page in ALL_PAGES if page.is_relative_to(DOCS / "zh") and name_of(page) != "zh/index"]
 
 
-def commands(page: Path) -> list[str]:
-    """Return the commands of a page."""
-    blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
-    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
-
-
-def commands_to_run(page: Path) -> list[str]:
-    """Return the commands of a page that run here."""
-    return [command for command in commands(page) if not command.startswith(tuple(NOT_RUN))]
-
-
-def name_of(page: Path) -> str:
-    """Return the name of a page, like "how-to/export"."""
-    return page.relative_to(DOCS).with_suffix("").as_posix()
-
-
-COURSES = [
-    [DOCS / f"{name}.md" for name in TUTORIAL],
-    *([page] for page in PAGES if name_of(page) not in TUTORIAL and commands_to_run(page)),
-]
-
-
-def _run(command: str, folder: Path) -> None:
-    program, *words = shlex.split(command)
-    if program == "paddle-llm" and words[0] in ("data", "generate", "export", "convert"):  # they start no ranks
-        done = run_forked("-m", "paddle_llm.cli", *words, cwd=folder, timeout=600)
-    else:
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        done = subprocess.run(
-            [program, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_the_blocks_of_a_page_have_a_known_form(page):
+    text = page.read_text(encoding="utf-8")
+    for block in blocks(page):
+        assert block.language in LANGUAGES, block.language
+        if block.language == "console":
+            assert block.commands, f"a console block without a line that begins with $: {block.text}"
+        if block.language == "json":
+            assert all(json.loads(line) for line in block.text.splitlines())
+        if block.language == "jinja":
+            jinja2.Environment().parse(block.text)
+        if block.language == "python":
+            ast.parse(block.text)
+            assert {"file", "part"} & block.marks.keys() or page.stem == "use_from_python", "nothing runs this block"
+        if "file" in block.marks:
+            assert block.text == (ROOT / block.marks["file"]).read_text(encoding="utf-8"), block.marks["file"]
+    assert len(re.findall("^```", text, re.M)) == 2 * len(blocks(page)), "a block that is not closed, or in a list"
+    assert not re.findall(r"^\n {4}\S.*", without_blocks(text), re.M), "an indented block: write ```console or ```text"
+    for line in without_blocks(text).splitlines():
+        assert not re.match(r"\s*(\$ )?(paddle-llm|python|make|pip) [^`]*$", line), (
+            f"a command outside of a block: {line}"
         )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("course", COURSES, ids=lambda course: course[0].stem)
-def test_the_commands_of_a_page_run_as_typed(course, tmp_path):
-    (tmp_path / "my_text").mkdir()
-    for name, text in topics.items():
-        (tmp_path / "my_text" / f"{name.replace('/', '_')}.txt").write_text(text)
-    for page in course:
-        typed = commands_to_run(page)
-        assert typed, page
-        for command in typed:
-            _run(command, tmp_path)
-
-
-def test_pages_of_which_no_command_runs():
-    without = [name_of(page) for page in PAGES if not commands_to_run(page)]
-    assert without == ["contributing/releasing", "installation", "tutorials/quickstart"]
-
-
-@pytest.mark.parametrize("folder", ["", "zh/"])
-def test_the_python_of_the_documentation_trains(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = (DOCS / f"{folder}how-to/use_from_python.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    names = {"model": make_trainer(config(tmp_path)).model, "samples": [Toy(50)[i] for i in range(50)]}
-    exec(code, names)
-    assert [row["step"] for row in rows(tmp_path / "output/notebook")] == [20]
+def test_every_example_is_part_of_a_page():
+    quoted = {block.marks["file"] for page in ALL_PAGES for block in blocks(page) if "file" in block.marks}
+    assert quoted == {f"examples/{file.name}" for file in (ROOT / "examples").iterdir() if file.is_file()}
 
 
 @pytest.mark.parametrize("page", CHINESE, ids=name_of)
@@ -115,20 +57,21 @@ def test_a_translation_has_the_same_commands_and_structure(page):
         assert count[0] == count[1], pattern
 
 
-def test_commands_that_do_not_run_exist():
-    typed = [command for page in PAGES for command in commands(page)]
-    for prefix in NOT_RUN:
-        assert any(command.startswith(prefix) for command in typed), f"{prefix} is in no page of docs/"
+def test_the_chinese_front_page_lists_every_chinese_page():
+    links = re.findall(r"\]\(([^)]+)\.md\)", (DOCS / "zh/index.md").read_text(encoding="utf-8"))
+    assert {f"zh/{link}" for link in links if not link.startswith("..")} == {name_of(page) for page in CHINESE}
+    for name in ("installation", "tutorials/quickstart", "tutorials/finetune_with_lora", "how-to/run_old_commands"):
+        assert (DOCS / f"zh/{name}.md").is_file()
 
 
-@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
 def test_the_targets_of_links_exist(page):
     for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         assert link.startswith("http") or (page.parent / link).exists(), link
 
 
 def test_llms_txt_lists_every_page_with_a_sentence(tmp_path):
-    names = [path.relative_to(DOCS).with_suffix("").as_posix() for path in ALL_PAGES]
+    names = [name_of(path) for path in ALL_PAGES]
     write_pages(DOCS, tmp_path, names)
     lines = [line for line in (tmp_path / "llms.txt").read_text().splitlines() if line.startswith("- ")]
     assert sorted(re.findall(r"\]\((.*?)\.md\)", "\n".join(lines))) == sorted(set(names) - {"index"})
@@ -147,14 +90,32 @@ def test_a_page_outside_the_table_of_contents_is_an_error(tmp_path):
 
 # A folder of the repository, or a file in its root, in backticks.
 _PATH = re.compile(
-    r"`((?:paddle_llm|custom_ops|configs|launch|benchmarks|docs|tests|\.ci|\.github)/[\w./-]*|[\w-]+\.(?:py|toml)|CONTRIBUTING\.md|Makefile)`"
+    r"`((?:paddle_llm|custom_ops|configs|launch|benchmarks|docs|examples|tests|\.ci|\.github)/[\w./-]*|[\w-]+\.(?:py|toml)|CONTRIBUTING\.md|Makefile)`"
 )
 
 
-@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
 def test_the_files_that_a_page_names_exist(page):
     named = _PATH.findall(page.read_text(encoding="utf-8"))
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [name for name in named if not ((ROOT / name).exists() or (ROOT / "examples" / name).exists())] == []
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_the_functions_that_a_table_names_exist(page):
+    """Rows like | part | `paddle_llm/FILE.py` | `name`, `name` |."""
+    for file, cell in re.findall(
+        r"^\|.*\| `(paddle_llm/[\w/]+\.py)` \| (`\w+`(?:, `\w+`)*) \|$", page.read_text(), re.M
+    ):
+        tree = ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        defined = {node.name for node in tree if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        assert set(re.findall(r"\w+", cell)) <= defined, f"{file} does not define {cell}"
+
+
+def test_the_page_of_the_api_lists_every_public_name():
+    page = (DOCS / "reference/python_api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\.\. auto(?:function|class):: (\S+)$", page, re.M))
+    public = {f"paddle_llm.{name}" for name in paddle_llm.__all__}
+    assert listed == public | {f"paddle_llm.export.{name}" for name in paddle_llm.export.__all__}
 
 
 def test_every_task_of_the_tour_names_a_file_of_the_product():

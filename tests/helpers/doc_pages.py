@@ -7,7 +7,7 @@ A mark is an HTML comment in the line before a block:
     <!-- slow -->                 they run in the slow suite only
     <!-- exit code: N -->         its last command ends with this code; without the mark, every command ends with 0
     <!-- file: examples/NAME -->  the block is the content of that file, which the reader saves as NAME
-    <!-- output -->               a Python or Jinja block that is not a program of its own, such as a part of a file
+    <!-- part -->                 Python that is only parsed, because it is a part of a file
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 # Beginnings of the reasons for which a block may not run.
-REASONS = ("needs GPUs", "needs several machines", "needs Slurm", "needs Kubernetes", "needs the internet")
+REASONS = (
+    "needs GPUs",
+    "needs several machines",
+    "needs Slurm",
+    "needs Kubernetes",
+    "needs the internet",
+    "takes an hour",
+)
 LANGUAGES = ("console", "text", "python", "json", "jinja", "{toctree}", "{eval-rst}")
 _FENCE = re.compile(r"((?:^<!-- [^\n]* -->\n)*)^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 
@@ -58,7 +65,7 @@ def blocks(page: Path) -> list[Block]:
 def _marks(comments: str) -> dict[str, str]:
     marks = {}
     for comment in re.findall(r"<!-- (.*?) -->", comments):
-        known = re.fullmatch(r"(not run|run by|exit code|file|slow|output):? ?(.*)", comment)
+        known = re.fullmatch(r"(not run|run by|exit code|file|slow|part):? ?(.*)", comment)
         if known is not None:
             marks[known[1]] = known[2]
     return marks
