@@ -54,8 +54,22 @@ def test_a_terminal_shows_a_bar_with_loss_speed_and_time_left(tmp_path):
 def test_a_job_without_a_terminal_gets_one_line_per_row(tmp_path, capsys):
     make_trainer(config(tmp_path)).train()
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ") and "loss" in line]
-    assert [line.split()[1] for line in lines] == ["3/12", "6/12", "6", "9/12", "12/12", "12"]
-    assert all("left" in line and "tokens/s" in line for line in lines if "/12" in line)
+    assert [line.split()[1] for line in lines] == ["1/12", "3/12", "6/12", "6", "9/12", "12/12", "12"]
+    assert all("left" in line and "tokens/s" in line for line in lines[1:] if "/12" in line)
+
+
+def test_the_loss_of_step_1_is_printed_once_and_starts_the_closing_table(tmp_path, capsys):
+    make_trainer(config(tmp_path / "rows", logging_steps=1)).train()
+    first = f"{rows(tmp_path / 'rows' / 'output')[0]['loss']:.4f}"
+    printed = capsys.readouterr().err
+    assert printed.count("step 1/12 ") == 1 and f"{first} at step 1," in printed
+    make_trainer(config(tmp_path / "no_row")).train()
+    printed = capsys.readouterr().err
+    assert f"\nstep 1/12  loss {first}\n" in f"\n{printed}" and printed.count("step 1/12 ") == 1
+    assert f"{first} at step 1," in printed
+    assert rows(tmp_path / "no_row" / "output")[0]["step"] == 3
+    make_trainer(config(tmp_path / "no_row", max_steps=13)).train(str(tmp_path / "no_row" / "output" / "checkpoint-10"))
+    assert "at step 1," not in capsys.readouterr().err
 
 
 def _curve(folder: Path, group: str, tag: str) -> list[tuple[int, float]]:

@@ -111,6 +111,12 @@ class Meter:
         self.window.steps += 1
         self.window.seconds += time.perf_counter() - self._step_began
 
+    def mean_loss(self) -> float | None:
+        """Return the mean loss since the last row; None if all steps were skipped. Collective over all ranks."""
+        per_rank = _gather([self.window.loss_times_labels, self.window.labels])
+        losses, labels = (sum(row[i] for row in per_rank) for i in range(2))
+        return losses / labels if labels else None
+
     def row(self, *, grad_norm: float | None, consumed_samples: int) -> dict[str, Any]:
         """Return one row of metrics over all ranks and start a new window. Collective over all ranks.
 

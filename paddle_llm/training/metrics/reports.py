@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,7 @@ class ProgressReport(TrainerCallback):
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._first: Row | None = None
+        self._first_loss: str | None = None
         self._last: Row = {}
         self._began = time.perf_counter()
         self._first_step = 0
@@ -173,6 +175,12 @@ class ProgressReport(TrainerCallback):
             )
             self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step, row="")
             self._bar.start()
+
+    def on_first_step(self, steps: int, loss: float | None) -> None:
+        """Print the loss of step 1; see `report_first_step`."""
+        row = {"step": 1, "loss": loss}
+        self._first_loss = f"{_loss(row)} at step 1"
+        self._print(f"step 1/{steps}  loss {_loss(row)}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advance the bar."""
@@ -234,7 +242,8 @@ class ProgressReport(TrainerCallback):
 
     def _final_rows(self, args: TrainingArguments, state: TrainerState, first: Row) -> dict[str, str]:
         last = self._last
-        losses = [f"{_loss(first)} at step {first['step']}", f"{_loss(last)} at step {state.global_step}"]
+        first_loss = self._first_loss or f"{_loss(first)} at step {first['step']}"
+        losses = [first_loss, f"{_loss(last)} at step {state.global_step}"]
         evaluated = "eval_loss" in last
         return {
             "steps": f"{state.global_step} ({_clock(time.perf_counter() - self._began)})",
@@ -248,6 +257,19 @@ class ProgressReport(TrainerCallback):
             "skipped steps": str(last["skipped_steps"]) if last["skipped_steps"] else "",
             "curves": f"paddle-llm board {args.output_dir}",
         }
+
+
+def report_first_step(callbacks: Iterable[TrainerCallback], steps: int, loss: float | None) -> None:
+    """Report the loss of step 1, which shows a wrong start, if the step has no row.
+
+    Args:
+        callbacks: Callbacks of the trainer.
+        steps: Steps of the whole run.
+        loss: Mean loss over all ranks; None if the step was skipped.
+    """
+    for callback in callbacks:
+        if isinstance(callback, ProgressReport):
+            callback.on_first_step(steps, loss)
 
 
 def _scores(row: Row) -> str:

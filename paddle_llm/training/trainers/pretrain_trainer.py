@@ -33,7 +33,7 @@ from paddle_llm.training.epochs import global_batch_of, in_global_order
 from paddle_llm.training.evaluation.mean_loss import mean_loss
 from paddle_llm.training.metrics.grad_norm import GradNormReader
 from paddle_llm.training.metrics.meter import Meter
-from paddle_llm.training.metrics.reports import CurveWriter, MetricsFile, ProgressReport
+from paddle_llm.training.metrics.reports import CurveWriter, MetricsFile, ProgressReport, report_first_step
 from paddle_llm.training.metrics.step_scalars import StepScalars
 from paddle_llm.training.options import TrainerOptions
 from paddle_llm.training.random_states import seed_random_states
@@ -300,6 +300,8 @@ class PretrainTrainer(CheckpointedTrainer):
             loss, skipped = self.scalars.loss, self.nan_guard.skipped
             self.meter.end_step(self.state.global_step, loss, labels=self.scalars.labels, skipped=skipped)
             self._total_loss_scalar += 0.0 if skipped else loss
+            if self.state.global_step == 1 and not self.control.should_log:
+                report_first_step(self.callback_handler.callbacks, self.state.max_steps, self.meter.mean_loss())
         if self.control.should_log and self.meter.window.steps:
             consumed = self.state.global_step * self.global_batch
             row = self.meter.row(grad_norm=self.scalars.grad_norm, consumed_samples=consumed)
