@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,12 @@ _AT_LEAST_ONE = WholeNumber(1)
     help="Length penalty of beam search: above 0 favours longer texts, below 0 shorter ones.",
 )
 @click.option("--seed", default=0, show_default=True, type=WholeNumber(0), help="Seed of the sampling.")
+@click.option(
+    "--stop_on_repetition/--no_stop_on_repetition",
+    default=None,
+    help="End a greedy answer that repeats the same tokens exactly: at most 32 tokens, at least 8 times and 64 tokens in all. "
+    "[default: on for --prompt and --chat, off for --input]",
+)
 @click.option("--tokenizer", type=PATHLIB, help="Folder of the tokenizer. [default: MODEL_FOLDER]")
 @click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin if there are no safetensors.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), help="[default: gpu if available]")
@@ -135,9 +142,14 @@ def generate(
     from paddle_llm.generation.api import continuation, open_generator
     from paddle_llm.generation.folders import resolve_folders
     from paddle_llm.generation.requests import Request, read_requests
+    from paddle_llm.generation.texts import repetition_notice
 
-    settings = GenerateOptions(**{name: value for name, value in options.items() if name != "overwrite"})
-    _check_options(model_folder, (prompts, input_file, chat), output, options["overwrite"], settings)
+    overwrite, stop = options.pop("overwrite"), options.pop("stop_on_repetition")
+    settings = GenerateOptions(**options)
+    if stop is None:  # an answer from a file may be scored, so it is not changed
+        stop = input_file is None and settings.strategy.is_greedy
+    settings = replace(settings, stop_on_repetition=stop)
+    _check_options(model_folder, (prompts, input_file, chat), output, overwrite, settings)
     model_folder, settings = resolve_folders(model_folder, settings)
     requests = [Request(text, where="--prompt") for text in prompts]
     if input_file is not None:
@@ -161,6 +173,9 @@ def generate(
         answers = generator(encoded, range(len(encoded)), settings.batch_size, on_batch)
     if not is_first_rank():
         return
+    where, advice = [request.where for request in requests], "--no_stop_on_repetition generates them completely."
+    if notice := repetition_notice(answers, where, advice):
+        say(notice)
     if input_file is None:
         for number, (request, answer) in enumerate(zip(requests, answers, strict=True)):
             if number:

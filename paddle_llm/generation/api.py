@@ -14,7 +14,7 @@ from paddle_llm.generation.folders import resolve_folders
 from paddle_llm.generation.network import Loaded, load_network, open_static, start_process
 from paddle_llm.generation.options import DecodeOptions, GenerateOptions
 from paddle_llm.generation.requests import NONE, PromptReader, Request, TemplateSettings, choose_reader
-from paddle_llm.generation.texts import Answer, Generator
+from paddle_llm.generation.texts import Answer, Generator, repetition_notice
 from paddle_llm.models.configuration.generation_settings import describe_unapplied, read_generation
 from paddle_llm.parallel.mesh import current_mesh
 
@@ -37,7 +37,7 @@ def generate(model_folder: str | Path, prompts: str | Sequence[str], **options: 
         prompts: One prompt or several. Without a template they are continued as plain text; with one
             (`chat_template="auto"`) they are answered as questions.
         options: Fields of `paddle_llm.generation.options.GenerateOptions`: max_new_tokens, temperature, top_p, top_k,
-            num_beams, seed, adapter, tokenizer, chat_template, system, batch_size, device, ...
+            num_beams, seed, stop_on_repetition, adapter, tokenizer, chat_template, system, batch_size, device, ...
 
     Returns:
         The generated texts, without the prompts, in the order of the prompts. Under paddle.distributed.launch all ranks
@@ -64,6 +64,11 @@ def generate(model_folder: str | Path, prompts: str | Sequence[str], **options: 
             generator.check_length(prompt)
     with generating(generator.model):
         answers = generator(encoded, range(len(encoded)), settings.batch_size)
+    notice = repetition_notice(
+        answers, [request.where for request in requests], "Without stop_on_repetition they are complete."
+    )
+    if notice:
+        say(notice)
     if reader.encoder is not None:
         return [answer.text for answer in answers]
     return [continuation(text, answer, generator.codec) for text, answer in zip(texts, answers, strict=True)]
@@ -103,7 +108,9 @@ def open_generator(
     default = MAX_NEW_TOKENS if reader.encoder is None else answer_default
     stop_ids = frozenset(loaded.stop_ids) | reader.stop_ids
     tensor = None if options.static else current_mesh(loaded.layout).tensor
-    decode_options = DecodeOptions(loaded.family, stop_ids, options.strategy, tensor)
+    decode_options = DecodeOptions(
+        loaded.family, stop_ids, options.strategy, tensor, stop_on_repetition=options.stop_on_repetition
+    )
     return Generator(loaded.model, loaded.codec, decode_options, options.max_new_tokens or default), reader
 
 

@@ -14,6 +14,7 @@ from paddle_llm.generation.requests import PromptReader, Request
 from paddle_llm.generation.texts import Generator, with_learned_prompt
 
 _HELP = "/clear starts a new conversation, /exit or Ctrl-D quits, Ctrl-C stops an answer"
+_REPETITION = " [stopped: the same tokens were repeated; --no_stop_on_repetition continues such an answer]"
 _INCOMPLETE = "\ufffd"  # what a decoder returns for the first bytes of a character
 
 
@@ -89,16 +90,18 @@ class Chat:
                 else f"dropped {counted(rounds, 'oldest round')}"
             )
             say(f"The conversation is longer than the model's positions: {action}. Start a new one with /clear.")
-        printer = StreamPrinter(generator.codec)
+        printer, limit = StreamPrinter(generator.codec), generator.limit_for(prompt)
         try:
-            decode(
+            tokens = decode(
                 generator.model,
                 [prompt],
-                [generator.limit_for(prompt)],
+                [limit],
                 generator.options,
                 keys=[self._answers],
                 on_token=lambda _, token: printer.add(token),
-            )
+            )[0]
+            if generator.stopped_by_repetition(tokens, limit):
+                print(_REPETITION, end="", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             print(" [stopped]", end="", file=sys.stderr, flush=True)
         self._answers += 1

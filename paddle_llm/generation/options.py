@@ -44,6 +44,11 @@ class DecodeStrategy:
         requested = self.temperature is not None or self.top_p is not None or bool(self.top_k)
         return requested and self.top_k != 1 and self.num_beams == 1
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether each token is the most likely one."""
+        return not self.samples and self.num_beams == 1
+
 
 @dataclass(frozen=True)
 class DecodeOptions:
@@ -55,12 +60,15 @@ class DecodeOptions:
         strategy: How tokens are chosen.
         tensor: Mesh axis of the tensor-parallel ranks, which all call `decode` and get the same tokens; None: one
             process.
+        stop_on_repetition: Whether a text ends when it repeats one sequence of tokens exactly
+            (`decoding/repetition.py`); not for beam search.
     """
 
     family: str
     stop_ids: Collection[int] = ()
     strategy: DecodeStrategy = DecodeStrategy()
     tensor: Axis | None = None
+    stop_on_repetition: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class GenerateOptions:
         max_new_tokens: Maximum length of an answer, in tokens; None: 64 for plain text, 512 with a template.
         batch_size: Number of prompts decoded together.
         temperature, top_k, top_p, repetition_penalty, num_beams, length_penalty, seed: See `DecodeStrategy`.
+        stop_on_repetition: Whether an answer ends when it repeats one sequence of tokens exactly: at most 32 tokens, at
+            least 8 times and 64 tokens in all. For greedy decoding.
         allow_pickle: Whether pickle files may be read where no safetensors exist.
         device: "cpu" or "gpu"; None: the GPU if one is available.
         static: Whether the model folder is a static export.
@@ -96,6 +106,7 @@ class GenerateOptions:
     num_beams: int = 1
     length_penalty: float = 1.0
     seed: int = 0
+    stop_on_repetition: bool = False
     allow_pickle: bool = False
     device: str | None = None
     static: bool = False
@@ -134,3 +145,7 @@ class GenerateOptions:
         sampling = [name for name in ("temperature", "top_p", "top_k") if getattr(self, name)]
         if problem := beams_with_sampling(self.num_beams, sampling):
             raise UserError(problem)
+        if self.stop_on_repetition and not self.strategy.is_greedy:
+            raise UserError(
+                "--stop_on_repetition is for greedy decoding, and another strategy was selected. Drop one of the two."
+            )

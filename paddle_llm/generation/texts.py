@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.families.positions import position_limit
+from paddle_llm.generation.decoding.repetition import ends_in_cycle
 from paddle_llm.generation.options import DecodeOptions
 from paddle_llm.generation.static.program import StaticProgram
 from paddle_llm.models.prompt import Prompt
@@ -26,10 +28,12 @@ class Answer:
     Attributes:
         tokens: New tokens, without the one that ends the text.
         text: Text of the tokens.
+        is_repetitive: Whether the answer ended because it repeated one sequence of tokens exactly.
     """
 
     tokens: tuple[int, ...]
     text: str
+    is_repetitive: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,15 @@ class Generator:
             batch = [with_learned_prompt(prompts[number], self.model) for number in numbers]
             limits = [self.limit_for(prompt) for prompt in batch]
             found = decode(self.model, batch, limits, self.options, keys=[keys[number] for number in numbers])
-            for number, ids in zip(numbers, found, strict=True):
-                answers[number] = Answer(tuple(ids), self.codec.decode(ids))
+            for number, ids, limit in zip(numbers, found, limits, strict=True):
+                answers[number] = Answer(tuple(ids), self.codec.decode(ids), self.stopped_by_repetition(ids, limit))
             if on_batch is not None:
                 on_batch(len(answers))
         return [answers[number] for number in range(len(prompts))]
+
+    def stopped_by_repetition(self, tokens: Sequence[int], limit: int) -> bool:
+        """Return whether decoding ended a text of fewer than `limit` tokens because of a repetition."""
+        return self.options.stop_on_repetition and len(tokens) < limit and ends_in_cycle(tokens)
 
     def check_length(self, prompt: Prompt) -> None:
         """Check that `max_new_tokens` tokens can follow a prompt.
@@ -107,6 +115,23 @@ class Generator:
         if len(prompt) >= limit:
             raise UserError(f"The prompt has {len(prompt)} tokens and the model {limit} positions. Shorten the prompt.")
         return min(self.max_new_tokens, limit - len(prompt))
+
+
+def repetition_notice(answers: Sequence[Answer], where: Sequence[str], advice: str) -> str | None:
+    """Return the line that reports answers that ended because of a repetition; None if there are none.
+
+    Args:
+        answers: Answers.
+        where: Origin of each prompt.
+        advice: What to do to get the whole answers.
+    """
+    stopped = [place for answer, place in zip(answers, where, strict=True) if answer.is_repetitive]
+    if not stopped:
+        return None
+    return (
+        f"{counted(len(stopped), 'answer')} of {len(answers)} ended early, because the same tokens were repeated without a "
+        f"difference (first: {stopped[0]}). {advice}"
+    )
 
 
 def with_learned_prompt(prompt: Prompt, model: LanguageModel | StaticProgram) -> Prompt:

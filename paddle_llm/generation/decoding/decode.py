@@ -14,6 +14,7 @@ import numpy as np
 import paddle
 
 from paddle_llm.generation.decoding.beams import search_beams
+from paddle_llm.generation.decoding.repetition import ends_in_cycle
 from paddle_llm.generation.decoding.sampling import TokenChooser
 from paddle_llm.generation.decoding.step import broadcast_from_first, open_batch, repetition_penalty
 from paddle_llm.generation.options import DecodeOptions
@@ -42,7 +43,7 @@ def decode(
         model: Network, or a static export.
         prompts: Prompts, none of them empty.
         max_new_tokens: Maximum number of new tokens of each prompt.
-        options: Family, stop tokens, strategy and mesh axis.
+        options: Family, stop tokens, strategy, mesh axis, and whether an exact repetition ends a text.
         keys: Number of each prompt, which with the seed determines its random stream; None: its index.
         on_token: Function called for each new token (not in beam search).
 
@@ -73,7 +74,7 @@ def decode(
             texts[number].append(token)
             if on_token is not None:
                 on_token(number, token)
-            if len(texts[number]) < max_new_tokens[number]:
+            if not _is_complete(texts[number], max_new_tokens[number], options):
                 kept_rows.append(row)
         if not kept_rows:
             return texts
@@ -87,3 +88,8 @@ def decode(
                 penalty.keep_rows(rows)
             tokens_B, active = paddle.to_tensor([tokens[row] for row in kept_rows]), [active[row] for row in kept_rows]
         logits_BV = batch.read(tokens_B)
+
+
+def _is_complete(text: Sequence[int], max_new_tokens: int, options: DecodeOptions) -> bool:
+    """Return whether a text ends here although its last token is not a stop token."""
+    return len(text) >= max_new_tokens or (options.stop_on_repetition and ends_in_cycle(text))
