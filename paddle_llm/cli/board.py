@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 from collections.abc import Callable, Iterable
@@ -76,7 +77,10 @@ def serve(logs: Path, host: str, port: int) -> None:
     """
     from visualdl.server.app import create_app
     from visualdl.server.args import ParseArgs
+    from visualdl.server.log import logger
     from werkzeug.serving import WSGIRequestHandler, make_server
+
+    logger.setLevel(logging.ERROR)  # it warns of every update of its cache
 
     class QuietHandler(WSGIRequestHandler):
         def log_request(self, *_: Any, **__: Any) -> None:

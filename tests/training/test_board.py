@@ -38,7 +38,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """Yield the address that the command prints, and end the command with Ctrl-C."""
-    process = subprocess.Popen([*BOARD, str(folder), "--port", "0"], stdout=subprocess.PIPE, text=True)
+    with (folder / "board.err").open("w") as errors:
+        process = subprocess.Popen(
+            [*BOARD, str(folder), "--port", "0"], stdout=subprocess.PIPE, stderr=errors, text=True
+        )
     try:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
@@ -86,6 +89,8 @@ def test_address_answers_a_client_without_a_language_and_holds_the_numbers(addre
     with urllib.request.urlopen(address.replace("scalar", f"api/scalar/list?{query}"), timeout=100) as answer:
         rows = json.load(answer)["data"]
     assert [row[2] for row in rows] == pytest.approx(LOSSES, abs=1e-5)
+    (line,) = (run_folder / "board.err").read_text().splitlines()  # VisualDL warns of every update of its cache
+    assert line.startswith("serving the curves in ")
 
 
 # Remembers what the page draws: texts, and the points of every stroked path.
