@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -146,6 +146,7 @@ class _Output:
         self._prefix, self._overwrite = prefix, overwrite
         self._hash = hashlib.sha256()
         self._finished = False
+        self._new_folders: list[Path] = []
 
     def __enter__(self) -> _Output:
         if not os.path.basename(self._prefix):
@@ -154,6 +155,7 @@ class _Output:
         if finished.exists() and not self._overwrite:
             raise UserError(f"{finished}: a corpus exists already. Use another --output_prefix or --overwrite.")
         try:
+            self._new_folders = [folder for folder in finished.parents if not folder.exists()]
             finished.parent.mkdir(parents=True, exist_ok=True)
             self._data = self._open(".bin")
             self._sizes = SizesFile(self._open(".sizes"))
@@ -219,3 +221,7 @@ class _Output:
             Path(self._prefix + suffix + _BUILDING).unlink(missing_ok=True)
         self._sizes.close()
         self._data.close()
+        if not self._finished:
+            with suppress(OSError):  # another build may write to the folder
+                for folder in self._new_folders:
+                    folder.rmdir()

@@ -153,6 +153,8 @@ def test_input_without_a_document_writes_nothing(tmp_path: Path, tokenizer_folde
     (tmp_path / "a.txt").write_text("\n\n")
     with pytest.raises(UserError, match="no document in 1 input file:"):
         build_corpus([str(tmp_path / "a.txt")], tokenizer_folder, str(tmp_path / "c"))
+    with pytest.raises(UserError, match="no document in 1 input file:"):
+        build_corpus([str(tmp_path / "a.txt")], tokenizer_folder, str(tmp_path / "new" / "folder" / "c"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt"]
 
 
