@@ -48,6 +48,12 @@ _CASES = [
         world=2,
     ),
     Case(
+        "weights_exist",
+        "--dataset_name_or_path one.jsonl --continue_training 1",
+        problem="or give the folder of a trained model.",
+        here=True,
+    ),
+    Case(
         "dataset_exists",
         "",
         problem="and ./data/train.json does not exist. Give --dataset_name_or_path FILE",

@@ -36,9 +36,13 @@ def weights_exist(run: Run) -> Findings:
     if not has_weights(folder) and not any(
         folder.glob("*.bin")
     ):  # for torch's files the loader has a more precise message
+        advice = (
+            "Add them, or give the folder of a trained model."
+            if run.entry == "finetune"
+            else "Add them, or give --continue_training 0 to start from random weights."
+        )
         yield Problem(
-            f"{folder} has no weights (model.safetensors, model_state.pdparams, or either with an index). Add them, or give "
-            "--continue_training 0 to start from random weights."
+            f"{folder} has no weights (model.safetensors, model_state.pdparams, or either with an index). {advice}"
         )
 
 
