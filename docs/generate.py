@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -284,11 +285,11 @@ def _joined(lines: list[str]) -> str:
 PAGES: dict[str, Callable[[], str]] = {"flags.md": flags_page, "cli.md": cli_page, "models.md": models_page}
 
 
-def main() -> None:
-    """Write all pages."""
+def main(folder: str | None = None) -> None:
+    """Write all pages to `folder`, by default docs/reference."""
     for name, text in PAGES.items():
-        (REFERENCE / name).write_text(text(), encoding="utf-8")
+        Path(folder or REFERENCE, name).write_text(text(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
