@@ -31,12 +31,14 @@ lint: install
 	$(BIN)/codespell paddle_llm tests docs custom_ops benchmarks configs launch *.md
 	$(BIN)/python -m tests.helpers.forbidden_phrases
 
+# A worker of the tests runs whole files, which share fixtures. A test may start more processes.
+WORKERS ?= 2
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 # Also the slow tests, and the thorough profile of tests/conformance: 10,000 texts for each tokenizer, 500 generated inputs.
 test-all: lint $(BIN)/installed-hf
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The sdist and the wheel in dist/, and a short training with the wheel in a new environment of each Python version.
 PYTHONS ?= python3.10 python3.11 python3.12
