@@ -26,6 +26,7 @@ REASONS = (
     "needs Kubernetes",
     "needs the internet",
     "takes an hour",
+    "for maintainers",
 )
 LANGUAGES = ("console", "text", "python", "json", "jinja", "{toctree}", "{eval-rst}")
 _FENCE = re.compile(r"((?:^<!-- [^\n]* -->\n)*)^```([^\n]*)\n(.*?)^```$", re.M | re.S)
