@@ -25,6 +25,7 @@ myst_heading_anchors = 3
 # Quotes and dashes stay as written: `--flag` in a text is not a dash.
 smartquotes = False
 highlight_language = "text"
-# For reference/python_api.md.
+# For reference/python_api.md. Docstrings write code in single backticks.
+default_role = "code"
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"

@@ -26,6 +26,8 @@ def test_the_blocks_of_a_page_have_a_known_form(page):
         assert block.language in LANGUAGES, block.language
         if block.language == "console":
             assert block.commands, f"a console block without a line that begins with $: {block.text}"
+        if block.language == "text" and name_of(page).startswith("concepts/life"):
+            assert max(map(len, block.text.splitlines())) <= 82, "wider than a page of the site"
         if block.language == "json":
             assert all(json.loads(line) for line in block.text.splitlines())
         if block.language == "jinja":
