@@ -28,7 +28,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell paddle_llm tests docs custom_ops benchmarks configs launch *.md
+	$(BIN)/codespell paddle_llm tests docs custom_ops benchmarks configs examples launch *.md
 	$(BIN)/python -m tests.helpers.forbidden_phrases
 
 # A worker of the tests runs whole files, which share fixtures. A test may start more processes.

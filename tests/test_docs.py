@@ -13,6 +13,7 @@ from importlinter.api import read_configuration
 import paddle_llm
 import paddle_llm.export
 from docs._ext.plain_markdown import write_pages
+from paddle_llm.config.run_config import RunConfig
 from tests.helpers.doc_pages import DOCS, LANGUAGES, ROOT, all_pages, blocks, commands, name_of, without_blocks
 
 ALL_PAGES = all_pages()
@@ -43,6 +44,20 @@ def test_the_blocks_of_a_page_have_a_known_form(page):
         assert not re.match(r"\s*(\$ )?(paddle-llm|python|make|pip) [^`]*$", line), (
             f"a command outside of a block: {line}"
         )
+
+
+# Flags of other programs, and old names that a page mentions.
+OTHER_FLAGS = {
+    *("nodes", "ntasks-per-node", "gpus-per-task", "cpus-per-task", "pid", "no-build-isolation", "write", "quick"),
+    *("do_generation", "intokens", "r", "task_name_or_path", "tgt_length", "host"),
+}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_every_flag_that_a_page_names_exists(page):
+    options = re.findall(r"--([\w-]+)", (DOCS / "reference/cli.md").read_text(encoding="utf-8"))
+    named = re.findall(r"(?<![\w-])--([a-zA-Z][\w-]*)", page.read_text(encoding="utf-8"))
+    assert set(named) <= OTHER_FLAGS | set(RunConfig.model_fields) | set(options)
 
 
 def test_every_example_is_part_of_a_page():
