@@ -40,9 +40,21 @@ def _install(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         if kind is None:
             raise UserError(f"SHELL = {os.environ.get('SHELL', '')!r}: completion exists for {', '.join(_SHELLS)}.")
         target, further = _target(shell)
-        write_atomically(target, kind(ctx.command, {}, _PROGRAM, _VARIABLE).source().encode())
+        source = kind(ctx.command, {}, _PROGRAM, _VARIABLE).source()
+        write_atomically(target, (_for_fpath(source) if shell == "zsh" else source).encode())
         say(f"completion for {shell} was written to {target}. {further}")
     ctx.exit()
+
+
+def _for_fpath(source: str) -> str:
+    """Return click's script for zsh without its last lines, which distinguish a file in fpath from a sourced one.
+
+    zsh runs the whole file at every completion. At the second one, the lines of click 8 take it for a sourced file and complete
+    nothing.
+    """
+    functions, condition, _ = source.partition("if [[ $zsh_eval_context")
+    call = "_paddle_llm_completion"
+    return f'{functions}{call} "$@"\n' if condition and f"{call}()" in functions else source
 
 
 def _target(shell: str) -> tuple[Path, str]:

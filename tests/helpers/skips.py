@@ -26,6 +26,7 @@ PERMITTED_ELSEWHERE = {
     "shellcheck": r"\bshellcheck\b",
     "Open MPI": r"\bOpen MPI\b",
     "the arm64 compiler and emulator": r"\barm64 compiler\b",
+    "other shells": r"\bother shells\b",
 }
 REFERENCE_LIBRARIES = ("torch", "peft")
 
