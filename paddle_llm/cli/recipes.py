@@ -87,7 +87,7 @@ def show(name: str) -> None:
 @click.argument("name", type=RecipeName())
 @click.argument("file", type=PATH, required=False)
 def copy(name: str, file: str | None) -> None:
-    """Copy the recipe NAME to FILE, by default into the current folder; the shape of a model to the folder FILE.
+    """Copy the recipe NAME to FILE or into an existing folder, by default the current one; a model's shape to the folder FILE.
 
     A path like configs/models/llama-2-7b in a recipe is found in the package; it need not be copied.
 
@@ -97,7 +97,10 @@ def copy(name: str, file: str | None) -> None:
     """
     with exit_on_user_error():
         recipe = find_recipe(name)
-        target = Path(file or recipe.name.rpartition("/")[2] + (".json" if not _is_shape(recipe) else ""))
+        name = recipe.name.rpartition("/")[2] + (".json" if not _is_shape(recipe) else "")
+        target = Path(file or name)
+        if target.is_dir():
+            target /= name
         if target.exists():
             raise UserError(f"{target} exists already. Choose another FILE, or remove it.")
         if _is_shape(recipe):

@@ -87,3 +87,19 @@ def test_the_shape_of_a_model_is_copied_as_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("copy", "models/llama-7b", "shape").exit_code == 0
     assert json.loads((tmp_path / "shape" / "config.json").read_text())["hidden_size"] == 4096
+
+
+def test_an_existing_folder_gets_the_copy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert run("copy", "llama_7b_tp4_pp2", ".").exit_code == 0
+    assert run("copy", "schema", "mine").exit_code == 0
+    assert run("copy", "models/llama-7b", "mine").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["llama_7b_tp4_pp2.json", "mine"]
+    assert (tmp_path / "mine/schema.json").is_file() and (tmp_path / "mine/llama-7b/config.json").is_file()
+    again = run("copy", "schema", "mine/")
+    assert again.exit_code == 2 and "mine/schema.json exists already" in again.stderr
+
+
+def test_the_names_of_list_are_found_in_any_case():
+    assert run("list", "LLaMA_2", "13b").stdout == run("list", "llama_2", "13B").stdout != run("list").stdout

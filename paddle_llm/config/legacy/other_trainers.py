@@ -17,7 +17,9 @@ _QUANT = "Training over quantised weights is not supported. Use --lora with --bf
 _DATA = "--dataset_name_or_path names a file, a folder with train.json and dev.json, or a weighted blend"
 _EVAL = "Put dev.json beside train.json and name the folder with --dataset_name_or_path"
 _TEMPLATE = "--chat_template names a template or a Jinja file"
-_LAUNCH = "The launcher sets it: python -m paddle.distributed.launch --nproc_per_node N ..."
+_LAUNCH = (
+    "Give --nproc_per_node, --nnodes and --master to paddle-llm pretrain or finetune, or to paddle.distributed.launch"
+)
 _HUB = "Nothing is uploaded. Copy the output folder"
 _DEFAULT = "It does not affect the training. Remove it"
 _ROWS = "--data_format names the format of the rows; auto detects it from their keys"
@@ -59,6 +61,11 @@ COUNTERPARTS: dict[str, str] = {
          "nproc_per_node", "nnodes", "gpu_ids", "master_addr", "master_port", "node_rank", "local_world_size"),
         _LAUNCH,
     ),
+    # --- options of paddle.distributed.launch
+    **dict.fromkeys(("ips", "start_port", "master", "nproc"), _LAUNCH),
+    **dict.fromkeys(("devices", "gpus"), "Give --gpus 0,1,... to paddle-llm pretrain or finetune, or to paddle.distributed.launch"),
+    **dict.fromkeys(("max_restart", "max_restarts"), "Give --max_restarts N to paddle-llm pretrain or finetune"),
+    **dict.fromkeys(("job_id", "elastic_level", "elastic_timeout", "host"), "It is for python -m paddle.distributed.launch alone"),
     # --- transformers' TrainingArguments
     "eval_strategy": "Use --evaluation_strategy",
     "gradient_checkpointing": "Use --recompute",
