@@ -16,6 +16,7 @@ from paddle_llm.cli.path_option import PATH
 from paddle_llm.config.help import help_text
 from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import Entry, fields_of
+from paddle_llm.core.console import say
 from paddle_llm.training.launch.options import LaunchOptions, launch_command, launch_environment
 from paddle_llm.training.launch.preflight import JOB_RULES, tokenizer_is_complete
 from paddle_llm.training.launch.restart import restart_flags
@@ -136,7 +137,12 @@ def _train(entry: Entry, words: list[str], options: LaunchOptions) -> None:
     device = str(resolved.config.device)
 
     def command(more: list[str]) -> list[str]:
-        return launch_command(options, entry, device, [*words, *more])
+        line = launch_command(options, entry, device, [*words, *more])
+        if options.nnodes > 1:
+            say(
+                f"Waiting for {options.nnodes} machines at {options.master}. The launcher's log is in {options.log_folder}."
+            )
+        return line
 
     code = supervise(
         command,

@@ -105,6 +105,22 @@ def test_with_several_machines_the_output_folder_is_left_to_rank_0(corpus, tmp_p
 @pytest.mark.parametrize(
     "options, message",
     [
+        ("--nproc_per_node 2 --log_dir a_file", "error: --log_dir a_file cannot be written: "),
+        ("--nproc_per_node 2 --log_dir a_file/log", "error: --log_dir a_file/log cannot be written: "),
+        ("--gpus 0,1", "error: --gpus 0,1: the job would run on the CPU"),
+        ("--nproc_per_node 2 --nnodes 2 --master localhost:70000", "error: --master localhost:70000 is not HOST:PORT."),
+    ],
+)
+def test_mistakes_that_a_complete_config_shows(options, message, corpus, tmp_path):
+    (tmp_path / "a_file").touch()
+    done = _run("pretrain", *_flags(corpus, tmp_path / "output"), *options.split(), cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(message), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
         ("--gpus 0,0", "not a list of different cards"),
         ("--gpus 0,", "not a list of different cards"),
         ("--gpus 0,1 --nproc_per_node 3", "contradict each other"),

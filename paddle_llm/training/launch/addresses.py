@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 
+from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.gloo.interface import address_towards
 
@@ -26,9 +27,9 @@ def launcher_addresses(master: str, patience: float = _PATIENCE_SECONDS) -> tupl
         UserError: If the text has another form, the host has no address, or there is no route to it.
     """
     host, _, port = master.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(
-            f"--master {master} is not HOST:PORT. Give HOST:PORT of the first machine; the port must be free there."
+            f"--master {master} is not HOST:PORT. Give HOST:PORT of the first machine; the port (1 to 65535) must be free there."
         )
     try:
         address = _resolve(host, patience)
@@ -38,11 +39,14 @@ def launcher_addresses(master: str, patience: float = _PATIENCE_SECONDS) -> tupl
 
 
 def _resolve(host: str, patience: float) -> str:
-    deadline = time.monotonic() + patience
+    deadline, reported = time.monotonic() + patience, False
     while True:
         try:
             return socket.gethostbyname(host)
         except OSError:
             if time.monotonic() > deadline:
                 raise
+            if not reported:
+                say(f"{host} has no address yet: waiting up to {patience:.0f} s for it.")
+                reported = True
             time.sleep(2)

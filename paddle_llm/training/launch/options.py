@@ -102,9 +102,14 @@ def launch_command(options: LaunchOptions, entry: Entry, device: str, words: lis
         words: CONFIG.json and flags of the job.
 
     Raises:
-        UserError: If not enough cards are visible, or a machine has no address.
+        UserError: If not enough cards are visible, cards are given for a job on the CPU, or a machine has no address.
     """
     command = [sys.executable, "-u", "-m", "paddle.distributed.launch"]
+    if options.gpus is not None and device != "gpu":
+        raise UserError(
+            f"--gpus {options.gpus}: the job would run on the CPU (--device cpu, or no GPU was found). Use --nproc_per_node "
+            f"{options.processes} for a CPU."
+        )
     if device == "gpu":
         command += ["--gpus", ",".join(choose_cards(options, os.environ, count_cards()))]
     else:

@@ -18,7 +18,7 @@ from typing import Any
 
 from paddle_llm.checkpoint.output_lock import WAIT_VARIABLE
 from paddle_llm.core.console import say
-from paddle_llm.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
+from paddle_llm.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, UserError
 
 LAUNCHER_LOG = "launcher.log"
 _FIRST_RANK_LOG = "workerlog.0"
@@ -54,6 +54,9 @@ def supervise(
 
     Returns:
         Exit code of the job; 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP.
+
+    Raises:
+        UserError: If the folder cannot be written.
     """
     run = _run_shown if show_launcher else partial(_run, log_folder=log_folder)
     started, restarts = time.time(), 0
@@ -70,8 +73,12 @@ def supervise(
 
 def _run(command: list[str], environment: dict[str, str], log_folder: Path) -> tuple[int, int | None]:
     """Run the launcher once; return its exit code and the signal that stopped it."""
-    log_folder.mkdir(parents=True, exist_ok=True)
     own_log = log_folder / LAUNCHER_LOG
+    try:
+        log_folder.mkdir(parents=True, exist_ok=True)
+        own_log.touch()
+    except OSError as error:
+        raise UserError(f"--log_dir {log_folder} cannot be written: {error.strerror}. Give another folder.") from error
     first_rank = _Follower(log_folder / _FIRST_RANK_LOG)
     begin = own_log.stat().st_size if own_log.exists() else 0
     with own_log.open("ab") as log, _ForwardedSignals() as signals:
