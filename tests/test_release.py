@@ -115,6 +115,11 @@ MISTAKES = {
     "empty heading": (_replace("CHANGELOG.md", "- A mistake.\n", ""), "Fixed of 1.2.0 has no entries"),
     "unknown heading": (_replace("CHANGELOG.md", "### Fixed", "### Repaired"), "entries under 'Repaired'"),
     "entry without heading": (_replace("CHANGELOG.md", "The third release.", "- X."), "entries under ''"),
+    "heading twice": (_replace("CHANGELOG.md", "### Fixed", "### Added"), "1.2.0 has the heading Added twice"),
+    "heading twice in Unreleased": (
+        _replace("CHANGELOG.md", "released]\n", "released]\n### Added\n- X.\n### Added\n- Y.\n"),
+        "Unreleased has the heading Added twice",
+    ),
     "twice": (_replace("CHANGELOG.md", "[1.1.0]", "[1.2.0]"), "two sections have the same name"),
     "not a version": (_replace("CHANGELOG.md", "## [1.1.0] - 2025-12-01", "## Older"), "'Older' is not a version"),
 }

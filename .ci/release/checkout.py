@@ -68,12 +68,14 @@ class Section:
         date: Date as written; None if the heading has none.
         entries: Number of entries below each heading of a kind; "" for entries above the first heading.
         first: First line of text.
+        repeated: Headings that occur twice, as after a merge that kept both versions.
     """
 
     name: str
     date: str | None
     entries: dict[str, int] = field(default_factory=dict)
     first: str = ""
+    repeated: list[str] = field(default_factory=list)
 
 
 def _sections(text: str) -> list[Section]:
@@ -86,6 +88,8 @@ def _sections(text: str) -> list[Section]:
             kind = ""
         elif sections and line.startswith("### "):
             kind = line[4:].strip()
+            if kind in sections[-1].entries:
+                sections[-1].repeated.append(kind)
             sections[-1].entries.setdefault(kind, 0)
         elif sections and line.strip() and not line.startswith("#"):
             sections[-1].first = sections[-1].first or line.strip()
@@ -112,6 +116,9 @@ def changelog_problems(root: Path, version: str) -> Iterator[str]:
         yield f"CHANGELOG.md: the newest section is {released[0].name}, not {version}."
     if len(set(names)) < len(names):
         yield "CHANGELOG.md: two sections have the same name."
+    for section in sections:
+        for kind in section.repeated:
+            yield f"CHANGELOG.md: {section.name} has the heading {kind} twice. Merge the two."
     for section in released:
         yield from _section_problems(section)
     if sections and version in names:
