@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from click.types import StringParamType
 
 from paddle_llm.cli.path_option import PATH
+from paddle_llm.config.layout import process_options
 from paddle_llm.config.methods import chosen
 from paddle_llm.config.recipes import Recipe, all_recipes, find_recipe
 from paddle_llm.core.atomic_output import write_atomically
@@ -109,16 +110,27 @@ def copy(name: str, file: str | None) -> None:
             write_atomically(target, recipe.path.read_bytes())
         say(f"copied {recipe.name} to {target}")
         if recipe.is_config:
-            say(f"next: edit its paths, then run paddle-llm {recipe.name.split('/')[0]} {target}")
+            processes = _processes(recipe)
+            options = f" {process_options(processes)}" if processes > 1 else ""
+            say(f"next: edit its paths, then run paddle-llm {recipe.name.split('/')[0]} {target}{options}")
 
 
 def _columns(recipe: Recipe) -> tuple[str, str, str]:
     if not recipe.is_config:
         return "", "", ""
-    config: dict[str, Any] = json.loads(recipe.path.read_text(encoding="utf-8"))
+    config = _read(recipe)
     method = "" if recipe.name.startswith("pretrain/") else "+".join(chosen(config)) or "full"
-    processes = math.prod(config.get(degree, 1) for degree in _DEGREES)
-    return config["model_name_or_path"].removeprefix("configs/models/"), method, str(processes)
+    return config["model_name_or_path"].removeprefix("configs/models/"), method, str(_processes(recipe))
+
+
+def _read(recipe: Recipe) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(recipe.path.read_text(encoding="utf-8"))
+    return config
+
+
+def _processes(recipe: Recipe) -> int:
+    config = _read(recipe)
+    return math.prod(config.get(degree, 1) for degree in _DEGREES)
 
 
 def _is_shape(recipe: Recipe) -> bool:

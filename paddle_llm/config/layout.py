@@ -95,7 +95,7 @@ def layout_of(config: RunConfig, world_size: int, entry: str = "pretrain") -> La
     if world_size == 1 and fixed > 1:
         result.problems.append(
             f"{requested} needs {fixed} processes, but only one was started. Start the job with "
-            f"paddle-llm {entry} CONFIG.json {_processes(fixed)}"
+            f"paddle-llm {entry} CONFIG.json {process_options(fixed)}"
         )
     elif world_size % fixed:
         verb = "is more than" if fixed > world_size else "does not divide"
@@ -113,7 +113,7 @@ def layout_of(config: RunConfig, world_size: int, entry: str = "pretrain") -> La
 _DEGREES = ("tensor_parallel_degree", "pipeline_parallel_degree", "sharding_parallel_degree", "data_parallel_degree")
 
 
-def _processes(count: int) -> str:
+def process_options(count: int) -> str:
     """Return the options of `paddle-llm pretrain` that start `count` processes, at most eight on a machine."""
     if count <= _RANKS_PER_MACHINE:
         return f"--nproc_per_node {count}"

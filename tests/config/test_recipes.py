@@ -103,3 +103,10 @@ def test_an_existing_folder_gets_the_copy(tmp_path, monkeypatch):
 
 def test_the_names_of_list_are_found_in_any_case():
     assert run("list", "LLaMA_2", "13b").stdout == run("list", "llama_2", "13B").stdout != run("list").stdout
+
+
+def test_the_next_command_starts_the_processes_of_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("copy", "quickstart", "a.json").stderr.endswith("paddle-llm pretrain a.json --nproc_per_node 8\n")
+    assert run("copy", "llama_2_7b_lora", "b.json").stderr.endswith("paddle-llm finetune b.json\n")
+    assert "--nnodes 8 --master HOST:PORT" in run("copy", "llama_2_70b_tp8_pp4_sharding2_stage2", "c.json").stderr

@@ -68,6 +68,12 @@ CASES = [
     ),
     Case(
         "tokenizer_exists",
+        "--input_dir there --output_dir gone/output --tokenizer_name_or_path gone/tokenizer",
+        problem="tokenizer_name_or_path = gone/tokenizer: no such folder exists",
+        here=True,
+    ),
+    Case(
+        "tokenizer_exists",
         "--input_dir there --tokenizer_name_or_path facebook/llama-7b",
         notice="PaddleNLP will look it up on the network",
         here=True,

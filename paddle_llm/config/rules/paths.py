@@ -8,6 +8,7 @@ from paddle_llm.config.local_files.model_folder import looks_local
 from paddle_llm.config.local_files.published_names import folder_like, why_unknown
 from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run
+from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import MODEL_CONFIG
 
 
@@ -17,7 +18,7 @@ def tokenizer_exists(run: Run) -> Findings:
     if not run.is_local or not name or name == run.config.model_name_or_path or Path(name).is_dir():
         return
     unknown = why_unknown(name)
-    if unknown or looks_local(name):
+    if unknown or looks_local(name) or _is_beside_data(name, run.config):
         yield Problem(
             f"tokenizer_name_or_path = {name}: {unknown or f'no such folder exists.{folder_like(name)}'} "
             f"To train a tokenizer, run paddle-llm tokenizer train --input FILES --output_dir {name} --vocab_size N"
@@ -26,6 +27,13 @@ def tokenizer_exists(run: Run) -> Findings:
         yield Notice(
             f"tokenizer_name_or_path = {name} is not a folder on this machine. PaddleNLP will look it up on the network."
         )
+
+
+def _is_beside_data(name: str, config: RunConfig) -> bool:
+    """Return whether a name like `data/tokenizer` begins with the folder of another path: then it is not `owner/name`."""
+    first = Path(name).parts[:1]
+    others = f"{config.input_dir or ''} {config.dataset_name_or_path or ''} {config.output_dir or ''}".split()
+    return len(Path(name).parts) > 1 and any(Path(other).parts[:1] == first for other in others)
 
 
 def weights_exist(run: Run) -> Findings:
