@@ -1,9 +1,10 @@
-"""Write the corpus of the quickstart: English text of the Python installation (language reference and docstrings)."""
+"""Write the corpus of the quickstart: English prose of the Python installation (language reference and docstrings)."""
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -14,14 +15,24 @@ SKIPPED_PARTS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtle
 
 
 def documents() -> Iterator[str]:
-    """Yield the topics of the language reference, then one document per module with its docstrings."""
-    yield from (topics[name] for name in sorted(topics))
+    """Yield one document per topic of the language reference, then one per module with its docstrings."""
+    for name in sorted(topics):
+        yield " ".join(paragraphs(topics[name]))
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
         if SKIPPED_PARTS.isdisjoint(path.relative_to(library).parts):
-            text = "\n\n".join(_docstrings(path))
-            if len(text) > 200:
-                yield text
+            yield " ".join(paragraph for text in _docstrings(path) for paragraph in paragraphs(text))
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """Yield the paragraphs that are sentences, without examples, tables and grammar, of which a small model learns nothing."""
+    for lines in re.split(r"\n\s*\n", text):
+        paragraph = " ".join(lines.split())
+        letters = sum(character.isalpha() or character == " " for character in paragraph)
+        plain = letters + sum(paragraph.count(character) for character in ".,;:!?'\"`*()-")
+        is_prose = letters >= 0.9 * len(paragraph) and plain >= 0.96 * len(paragraph)
+        if is_prose and ">>>" not in paragraph and len(re.findall(r"[A-Za-z]{2,}", paragraph)) >= 6:
+            yield paragraph
 
 
 def _docstrings(path: Path) -> Iterator[str]:
@@ -42,8 +53,9 @@ def main(target: Path) -> None:
     written = 0
     with target.open("w", encoding="utf-8") as file:
         for text in documents():
-            file.write(json.dumps({"text": " ".join(text.split())}) + "\n")
-            written += 1
+            if len(text) > 200:
+                file.write(json.dumps({"text": text}) + "\n")
+                written += 1
     print(f"{target}: {written} documents, {target.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
 
 

@@ -115,7 +115,7 @@ def write_pages(source: Path, output: Path, names: Iterable[str]) -> None:
             shutil.copy2(file, copy)
             text = text.replace(f"]({link})", f"]({os.path.relpath(copy, page.parent)})")
         page.write_text(text, encoding="utf-8")
-    for image in source.glob("*.png"):
+    for image in (*source.glob("*.png"), *source.glob("*.svg")):
         shutil.copy2(image, output)
     (output / "llms.txt").write_text("\n".join(summary), encoding="utf-8")
 
