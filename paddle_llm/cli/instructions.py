@@ -10,6 +10,7 @@ import click
 
 from paddle_llm.cli.path_option import BLEND, PATH
 from paddle_llm.core.console import say
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.instructions.file_reports import describe_data
@@ -133,7 +134,7 @@ def _print_figures(found: SampleStatistics) -> None:
     click.echo(
         f"padding: {100 * found.padding_batch:.1f}% in batches of {found.batch} padded to the longest sample, "
         f"{100 * found.padding_fixed:.1f}% with one sample per row of {found.row_length}, "
-        f"{100 * found.padding_packed:.2f}% packed ({found.rows} rows)"
+        f"{100 * found.padding_packed:.2f}% packed ({counted(found.rows, 'row')})"
     )
 
 

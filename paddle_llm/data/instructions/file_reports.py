@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from paddle_llm.config.local_files.split_names import DEV, TEST, TRAIN, DataFolder, kind_of_file
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.blend import parse_weighted_paths
 from paddle_llm.data.instructions.data_files import data_folder
@@ -36,7 +37,7 @@ class FileReport:
 
     def __str__(self) -> str:
         bad = f", {self.bad_rows:,} bad" if self.bad_rows else ""
-        return f"{self.split:<5}  {self.path}: {self.rows:,} rows{bad}; {self.encoding}; {self.format}"
+        return f"{self.split:<5}  {self.path}: {counted(self.rows, 'row')}{bad}; {self.encoding}; {self.format}"
 
 
 def describe_data(value: str, data_format: str = "auto", prompt_templates: str | None = None) -> list[str]:

@@ -56,10 +56,10 @@ def test_inspect_lists_the_files_of_a_folder(tmp_path: Path, tokenizer_folder: s
     shown = run("inspect", "--finetune", tmp_path, "--tokenizer", tokenizer_folder)
     assert shown.returncode == 0, shown.stderr
     expected = [
-        f"train  {tmp_path}/data/train_0.jsonl: 1 rows; UTF-8; format src_tgt, by its keys src, tgt",
+        f"train  {tmp_path}/data/train_0.jsonl: 1 row; UTF-8; format src_tgt, by its keys src, tgt",
         f"dev    {tmp_path}/dev.csv: 0 rows; UTF-8; cannot be read: {tmp_path}/dev.csv: unknown format: its keys are a, b.",
-        f"dev    {tmp_path}/val.jsonl.gz: 1 rows; UTF-8 in .gz; format src_tgt, by its keys src, tgt",
-        f"test   {tmp_path}/data/test.json: 1 rows, 1 bad; UTF-16 LE with byte order mark; format src_tgt, by its keys src, tgt",
+        f"dev    {tmp_path}/val.jsonl.gz: 1 row; UTF-8 in .gz; format src_tgt, by its keys src, tgt",
+        f"test   {tmp_path}/data/test.json: 1 row, 1 bad; UTF-16 LE with byte order mark; format src_tgt, by its keys src, tgt",
         f"skipped  {tmp_path}/README.md: not a data file by its name or suffix",
         f"skipped  {tmp_path}/holdout.jsonl: held-out data by its name",
     ]
