@@ -177,10 +177,14 @@ def _check_resume(resolved: Resolved, start: Path | None, trainer: PretrainTrain
 def _report_first_weights(config: RunConfig) -> None:
     """Report whether training starts from the folder's weights or from random ones, if the folder has weights."""
     name = config.model_name_or_path
-    if config.continue_training:
-        say(f"training starts from the weights of {name}")
-        return
     folder = find_model_folder(name)
+    if config.continue_training:
+        is_of_a_run = folder is not None and (folder.resolve().parent / RESOLVED_CONFIG).is_file()
+        say(
+            f"training starts from the weights of {name}"
+            + (", with a new schedule and the first samples: its run is not resumed" if is_of_a_run else "")
+        )
+        return
     if folder is not None and has_weights(folder):
         say(f"training starts from random weights; --continue_training 1 starts from those of {name}")
 

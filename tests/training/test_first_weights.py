@@ -18,3 +18,5 @@ def test_random_weights_are_reported_where_the_folder_holds_others(tmp_path, cap
         f"training starts from random weights; --continue_training 1 starts from those of {tmp_path / 'llama'}\n"
     )
     assert report(continue_training=True) == f"training starts from the weights of {tmp_path / 'llama'}\n"
+    (tmp_path / "config.resolved.json").touch()  # the folder was written by a run
+    assert "with a new schedule and the first samples: its run is not resumed" in report(continue_training=True)
