@@ -219,7 +219,7 @@ class ProgressReport(TrainerCallback):
 
     def _line(self, row: Row, state: TrainerState) -> str:
         if "loss" not in row:
-            values = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "step")
+            values = (f"{name} {_value(name, value)}" for name, value in row.items() if name != "step")
             return "  ".join([f"step {row['step']}", *values])
         done = row["step"] - self._first_step
         left = (time.perf_counter() - self._began) / done * (state.max_steps - row["step"]) if done > 0 else 0.0
@@ -274,7 +274,12 @@ def report_first_step(callbacks: Iterable[TrainerCallback], steps: int, loss: fl
 
 def _scores(row: Row) -> str:
     """Return the scores of the last evaluation's answers."""
-    return ", ".join(f"{name} {row[f'eval_{name}']:.2f}" for name in SCORES if f"eval_{name}" in row)
+    return ", ".join(f"{name} {_value(name, row[f'eval_{name}'])}" for name in SCORES if f"eval_{name}" in row)
+
+
+def _value(name: str, value: Any) -> str:
+    """Return a metric as it is printed: BLEU is a number of 0 to 100, the other scores are shares."""
+    return f"{value:.{2 if name.endswith('bleu') else 4}f}" if isinstance(value, float) else str(value)
 
 
 def _step_of(checkpoint: str) -> str:
