@@ -107,7 +107,8 @@ def serve(logs: Path, host: str, port: int) -> None:
 def board(folder: str, port: int, host: str) -> None:
     """Show the curves (loss, speed, ...) of the run in DIR in a browser. Prints the address of the page and runs until Ctrl-C.
 
-    DIR is the --output_dir of a run. The curves of a running job are updated.
+    DIR is the --output_dir of a run, or a folder with several runs, which are shown together. The curves of a running job
+    are updated.
     """
     with exit_on_user_error():
         logs = find_logs(folder)

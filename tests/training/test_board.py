@@ -59,6 +59,7 @@ def address(run_folder: Path) -> Iterator[str]:
 def test_logs_are_found_in_the_output_folder_and_in_the_folder_itself(run_folder: Path) -> None:
     assert find_logs(run_folder) == run_folder / "visualdl"
     assert find_logs(run_folder / "visualdl") == run_folder / "visualdl"
+    assert find_logs(run_folder.parent) == run_folder.parent  # several runs
 
 
 def test_a_folder_without_curves_is_refused(tmp_path: Path) -> None:
