@@ -15,7 +15,7 @@ class ModelFields(Group):
         "",
         json_schema_extra=PATH,
         description="Folder of the model (a config.json is enough for random weights), or a name built into PaddleNLP, "
-        "which is downloaded. Required.",
+        "whose weights are downloaded. Required.",
     )
     tokenizer_name_or_path: str | None = Field(
         None,
