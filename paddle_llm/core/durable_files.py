@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
-BLOCK_BYTES = (
-    4 << 20
-)  # of one write; its digest is computed just before, so that the write finds it in the processor's cache
+# Of one write. Its digest is computed just before, so that the write finds it in the processor's cache.
+BLOCK_BYTES = 1 << 20
 
 Observer = Callable[[str, Path], None]
 _observer: Observer | None = None
@@ -72,6 +71,7 @@ def write_durably(path: Path, pieces: Iterable[bytes | memoryview]) -> FileRecor
                 block = view[start : start + BLOCK_BYTES]
                 digest.update(block)
                 _write_all(stream.fileno(), block, path)
+                _start_flush(stream.fileno(), size + start, len(block))
             size += len(view)
         _report("flush", path)
         os.fsync(stream.fileno())
@@ -99,6 +99,15 @@ def _write_all(handle: int, block: memoryview, path: Path) -> None:
     while block:
         _report("write", path)
         block = block[os.write(handle, block) :]
+
+
+def _start_flush(handle: int, offset: int, nbytes: int) -> None:
+    """Let the kernel write bytes to disk now, while the next ones are computed, and not only when the file is flushed.
+
+    Linux does so for pages that are to leave the page cache and are not on disk yet. They stay in the cache.
+    """
+    with suppress(OSError):  # a hint, which a file system may refuse
+        os.posix_fadvise(handle, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def _report(operation: str, path: Path) -> None:

@@ -1,8 +1,9 @@
 """A file of a checkpoint that is read and verified at once.
 
 Bytes that are read in the order of the file are digested from the memory into which they were read; what lies between is
-read for the digest only. So a load costs one pass over the file, and the digest is computed by another thread while the
-next block is read.
+read for the digest only. So a load costs one pass over the file. Each block is checked while the processor's cache holds
+it, and the kernel reads the next ones meanwhile. A second thread would not help: on a busy machine, waiting for it at every
+block costs more than the digest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,30 +21,13 @@ from paddle_llm.checkpoint.format.index import Part, TensorEntry
 from paddle_llm.checkpoint.format.manifest import DamagedCheckpoint
 from paddle_llm.core.durable_files import FileRecord
 
-BLOCK_BYTES = 4 << 20  # a multiple of the size of every number
-_SMALL_BYTES = 256 << 10  # a smaller block is digested by the thread that reads it
+BLOCK_BYTES = 4 << 20  # most bytes that are read at once without being part of the result
+_DIGEST_BYTES = 1 << 20  # of one read; a multiple of the size of every number
+_AHEAD_BYTES = 16 << 20  # that the kernel is asked to read before they are needed
 _CHECKED_KINDS = ("weights/", "master_weights/")  # tensors without NaN and infinity
 # Type -> type of its bits, and the bits of the exponent, which are all set in NaN and infinity.
 _EXPONENTS = {"bfloat16": (np.uint16, 0x7F80), "float16": (np.uint16, 0x7C00)}
 _FLOATS = (*_EXPONENTS, "float32", "float64")
-
-
-class Digester:
-    """A thread that computes digests, and two buffers for bytes that are read for the digest only. For one reading thread."""
-
-    def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="digest")
-        self._buffers: list[memoryview] = []
-
-    def buffer(self, number: int) -> memoryview:
-        """Return a buffer of BLOCK_BYTES, 0 or 1."""
-        while len(self._buffers) <= number:
-            self._buffers.append(np.empty(BLOCK_BYTES, np.uint8).data)
-        return self._buffers[number]
-
-    def close(self) -> None:
-        """End the thread."""
-        self.pool.shutdown()
 
 
 class DigestedFile:
@@ -54,7 +38,7 @@ class DigestedFile:
         name: Name of the file.
         record: Size and digest that it must have.
         parts: Tensors in the file by key; its weights must be finite.
-        digester: Thread that checks digest and weights, shared by files that are read in turn; None: they are not checked.
+        verifies: Whether digest and weights are checked.
         advance: Function of the number of bytes that were digested, for a progress bar.
     """
 
@@ -64,13 +48,13 @@ class DigestedFile:
         name: str,
         record: FileRecord,
         parts: Mapping[str, tuple[TensorEntry, Part]],
-        digester: Digester | None,
+        verifies: bool,
         advance: Callable[[int], None] | None = None,
     ):
-        self.folder, self.name, self.verifies = folder, name, digester is not None
-        self._record, self._digester, self._advance = record, digester, advance
+        self.folder, self.name, self.verifies = folder, name, verifies
+        self._record, self._advance = record, advance
         self._handle: int | None = None
-        self._digest, self._position = xxhash.xxh3_128(), 0
+        self._digest, self._position, self._requested = xxhash.xxh3_128(), 0, 0
         self._weights = sorted(
             (part.offset, part.offset + part.nbytes, entry.dtype, key)
             for key, (entry, part) in parts.items()
@@ -93,7 +77,7 @@ class DigestedFile:
         Raises:
             DamagedCheckpoint: If the file ends before, cannot be read, or contains weights that are not finite.
         """
-        if self._digester is None or offset < self._position:  # these bytes were digested before
+        if not self.verifies or offset < self._position:  # these bytes were digested before
             self._fill(offset, out)
             return
         self._skip_to(offset)
@@ -105,7 +89,7 @@ class DigestedFile:
         Raises:
             DamagedCheckpoint: If the file has another digest, or weights that are not finite.
         """
-        if self._digester is None:
+        if not self.verifies:
             return
         self._skip_to(self._record.nbytes)
         if self._digest.hexdigest() != self._record.xxh3_128:
@@ -117,30 +101,29 @@ class DigestedFile:
             self._read_blocks(self._position, offset - self._position, None)
 
     def _read_blocks(self, offset: int, nbytes: int, out: memoryview | None) -> None:
-        """Read and digest the next bytes: into `out`, or into two buffers in turn."""
-        assert self._digester is not None
-        pending: list[Future[None]] = []
-        end, position, number = offset + nbytes, offset, 0
+        """Read and check the next bytes: into `out`, or into a buffer."""
+        buffer = np.empty(min(nbytes, _DIGEST_BYTES) if out is None else 0, np.uint8).data
+        end, position = offset + nbytes, offset
         while position < end:
             # Blocks end at multiples of their size, so that none cuts a number.
-            length = min(end, (position // BLOCK_BYTES + 1) * BLOCK_BYTES) - position
-            if out is not None:
-                block = out[position - offset : position - offset + length]
-            else:
-                block = self._digester.buffer(number % 2)[:length]
+            length = min(end, (position // _DIGEST_BYTES + 1) * _DIGEST_BYTES) - position
+            begin = position - offset
+            block = buffer[:length] if out is None else out[begin : begin + length]
+            self._request(position + length)
             self._fill(position, block)
-            if length < _SMALL_BYTES and not pending:
-                self._check(position, block)
-            else:
-                if pending:  # also: the other buffer is free again
-                    pending.pop().result()
-                pending.append(self._digester.pool.submit(self._check, position, block))
-            position, number = position + length, number + 1
+            self._check(position, block)
+            position += length
             if self._advance is not None:
                 self._advance(length)
-        if pending:
-            pending.pop().result()
         self._position = end
+
+    def _request(self, position: int) -> None:
+        """Ask the kernel to read the bytes after a position, which it does meanwhile."""
+        start, end = max(self._requested, position), min(position + _AHEAD_BYTES, self._record.nbytes)
+        if end - start >= _AHEAD_BYTES // 2 or (start < end == self._record.nbytes):
+            with suppress(OSError):  # a hint, which a file system may refuse
+                os.posix_fadvise(self._open(), start, end - start, os.POSIX_FADV_WILLNEED)
+            self._requested = end
 
     def _fill(self, offset: int, out: memoryview) -> None:
         handle = self._open()

@@ -1,7 +1,7 @@
 """Read tensors of a checkpoint, or any box of them, from the files of all ranks.
 
 Only the bytes of the box are read. The exception is a box whose rows are separated by less than a page: then the gaps
-are read too. Memory above the result: two blocks of `BLOCK_BYTES`, four with digests.
+are read too. Memory above the result: two blocks of `BLOCK_BYTES`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
-from paddle_llm.checkpoint.format.digested_file import BLOCK_BYTES, DigestedFile, Digester
+from paddle_llm.checkpoint.format.digested_file import BLOCK_BYTES, DigestedFile
 from paddle_llm.checkpoint.format.index import DTYPES, Part, TensorEntry, local_shape, whole
 from paddle_llm.checkpoint.format.manifest import read_index, read_manifest
 from paddle_llm.models.weights.shards import Shard
@@ -46,7 +46,7 @@ class Reader:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.index = read_index(self.folder, self.manifest)
-        self._digester = Digester() if digests else None
+        self._digests = digests
         self._by_file = self.index.by_file()
         self._files: dict[str, DigestedFile] = {}
         self._open: dict[str, DigestedFile] = {}  # the files that were used last, in this order
@@ -64,8 +64,6 @@ class Reader:
         for file in self._open.values():
             file.close()
         self._open.clear()
-        if self._digester is not None:
-            self._digester.close()
 
     def keys(self, kind: str | None = None) -> list[str]:
         """Return the keys of all tensors, or of one kind such as "weights"."""
@@ -215,7 +213,7 @@ class Reader:
         file = self._files.get(name)
         if file is None:
             parts = self._by_file.get(name, {})
-            file = DigestedFile(self.folder, name, self.manifest.files[name], parts, self._digester)
+            file = DigestedFile(self.folder, name, self.manifest.files[name], parts, self._digests)
             self._files[name] = file
         self._open.pop(name, None)
         if len(self._open) >= _OPEN_FILES:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
-from paddle_llm.checkpoint.format.digested_file import DigestedFile, Digester
+from paddle_llm.checkpoint.format.digested_file import DigestedFile
 from paddle_llm.checkpoint.format.index import DTYPES, INDEX, Part, TensorEntry, local_shape
 from paddle_llm.checkpoint.format.manifest import DamagedCheckpoint, Manifest, read_bytes, read_index, read_manifest
 from paddle_llm.core.artifacts import MANIFEST
@@ -37,7 +37,7 @@ def verify(
         folder: Folder of the checkpoint.
         level: "fast" or "full".
         files: Names of the safetensors files whose digests are compared; None: all. With several ranks, each takes some.
-        threads: Number of files that are read at the same time; another thread per file computes its digest.
+        threads: Number of files that are read at the same time, each by one thread.
         advance: Function of the number of bytes that were verified, for a progress bar.
 
     Returns:
@@ -143,13 +143,11 @@ def _check_digests(
             advance(nbytes)
 
     def check(name: str) -> None:
-        digester = Digester()
-        file = DigestedFile(folder, name, manifest.files[name], parts[name], digester, progressed)
+        file = DigestedFile(folder, name, manifest.files[name], parts[name], True, progressed)
         try:
             file.finish()
         finally:
             file.close()
-            digester.close()
 
     names = sorted(parts, key=lambda name: -manifest.files[name].nbytes)
     with ThreadPoolExecutor(threads) as readers:
