@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from paddle_llm.checkpoint.folder import list_checkpoints
-from paddle_llm.checkpoint.inspection import Summary, summaries, summary_of
+from paddle_llm.checkpoint.summary import Summary, summaries, summary_of
 from paddle_llm.cli.path_option import PATHLIB
 from paddle_llm.core.artifacts import MANIFEST
 from paddle_llm.core.console import say

@@ -11,6 +11,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from paddle_llm.checkpoint import summary
 from paddle_llm.cli.main import paddle_llm
 from paddle_llm.core.errors import UserError
 from tests.checkpoint.format import small
@@ -93,6 +94,17 @@ def test_a_folder_without_a_valid_manifest_is_listed(output, content):
     assert rows(done)[2] == ["10", *_size(output / "checkpoint-10"), "-", "no"]
     assert "manifest.json" in done.stderr
     assert run("verify", output / "checkpoint-10").exit_code == 1
+
+
+def test_a_checkpoint_that_is_deleted_meanwhile_is_listed(output, monkeypatch):
+    def delete(folder, level, **_):
+        shutil.rmtree(folder)
+        return verify(folder, level)
+
+    verify = summary.verify
+    monkeypatch.setattr(summary, "verify", delete)
+    done = run("list", output)
+    assert done.exit_code == 0 and rows(done)[2:] == [["10", "0", "bytes", "-", "no"], ["20", "0", "bytes", "-", "no"]]
 
 
 def test_list_of_a_run_without_checkpoints(tmp_path):

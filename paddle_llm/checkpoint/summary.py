@@ -61,12 +61,22 @@ def summary_of(
             read_manifest(folder)
     except UserError as damage:
         problem = str(damage)
+    except OSError as error:  # a job deletes it meanwhile
+        problem = f"{folder} cannot be read: {error.strerror or error}. List the checkpoints again."
     content = _content(folder)
     if step is None and type(content.get("step")) is int:
         step = content["step"]
-    nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    nbytes = sum(map(_size, folder.rglob("*")))
     sizes_only = not this_format and (folder / MANIFEST).is_file()
     return Summary(folder, step, nbytes, _layout(content), sizes_only, problem)
+
+
+def _size(path: Path) -> int:
+    """Return the size of a file; 0 for a folder, and if the file was deleted meanwhile."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 def _content(folder: Path) -> dict[str, Any]:
