@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.core.errors import UserError
-from paddle_llm.models.weights.paddle_pickles import RefusedPickle, scan_paddle_pickle
+from paddle_llm.models.weights.paddle_pickles import RefusedPickle, read_paddle_pickle, scan_paddle_pickle
 
 
 def _written(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
@@ -59,24 +59,40 @@ def test_scanning_reads_no_large_tensor(tmp_path):
     assert len(found) == 5 and peak < 300_000 < file.stat().st_size
 
 
+def test_nested_tensors_and_numbers_of_an_optimizer_are_read(tmp_path):
+    import paddle
+
+    large = paddle.to_tensor(np.random.default_rng(0).standard_normal((300, 200)).astype(np.float32))
+    schedule = {"last_epoch": 3, "last_lr": np.float64(0.25), "milestones": [1, 2]}
+    state = {"w_moment1_0": large, "master_weights": {"w": large, "v": large[0]}, "LR_Scheduler": schedule}
+    paddle.save(state, str(tmp_path / "optimizer.pdopt"))
+    found = read_paddle_pickle(tmp_path / "optimizer.pdopt")
+    assert found["LR_Scheduler"] == {"last_epoch": 3, "last_lr": 0.25, "milestones": [1, 2]}
+    assert isinstance(found["master_weights"]["w"].data, range)  # mapped, not read
+    assert np.array_equal(found["master_weights"]["w"].view(), large.numpy())
+    assert np.array_equal(found["master_weights"]["v"].view(), large[0].numpy())
+    assert scan_paddle_pickle(tmp_path / "optimizer.pdopt").keys() == {"w_moment1_0"}
+
+
 class _Evil:
     def __reduce__(self):
         return os.mkdir, ("made_by_a_pickle",)
 
 
-@pytest.mark.parametrize("kind", ["evil", "objects", "cut", "list", "text"])
+@pytest.mark.parametrize("kind", ["evil", "nested evil", "objects", "cut", "list", "text"])
 def test_other_files_than_weights_are_refused(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file, _ = _written(tmp_path)
     contents = {
         "evil": pickle.dumps({"w": _Evil()}, protocol=4),
+        "nested evil": pickle.dumps({"master_weights": {"w": (1, [_Evil()])}}, protocol=4),
         "objects": pickle.dumps({"w": np.array([None, "x"], dtype=object)}, protocol=4),
         "cut": file.read_bytes()[:200_000],
         "list": pickle.dumps([np.zeros(3)], protocol=4),
         "text": b"not a pickle at all",
     }
     file.write_bytes(contents[kind])
-    message = "posix.mkdir" if kind == "evil" else "not a file of PaddlePaddle weights"
+    message = "posix.mkdir" if "evil" in kind else "not a file of PaddlePaddle weights"
     with pytest.raises(UserError, match=message):
         scan_paddle_pickle(file)
     assert not (tmp_path / "made_by_a_pickle").exists()

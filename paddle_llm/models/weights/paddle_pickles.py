@@ -1,8 +1,8 @@
-"""Locate the tensors of PaddleNLP's `.pdparams` without reading them and without running code from the file.
+"""Locate the tensors of PaddleNLP's `.pdparams` and `.pdopt` without reading them and without running code from the file.
 
 A .pdparams is one pickle of numpy arrays by name (paddle.save, protocol 4). Arrays above 64 KiB are plain bytes in it,
 which are skipped here and mapped into memory when they are read. A pickle can call any function by name. This module
-defines numpy's three functions for arrays and refuses any other name.
+defines numpy's functions for arrays and numbers, and `tuple`, and refuses any other name.
 """
 
 from __future__ import annotations
@@ -63,18 +63,32 @@ def scan_paddle_pickle(file: Path) -> dict[str, PickledTensor]:
         RefusedPickle: If the file contains something other than tensors.
         UserError: If the file was not written by paddle.save or is cut off.
     """
+    found = read_paddle_pickle(file)
+    return {str(name): value for name, value in found.items() if isinstance(value, PickledTensor)}
+
+
+def read_paddle_pickle(file: Path) -> dict[Any, Any]:
+    """Return the content of one file, with a `PickledTensor` for each tensor. Large tensors take no memory.
+
+    A tensor inside of a nested dict, which paddle.save stores as (name, values), is a `PickledTensor` too.
+
+    Raises:
+        RefusedPickle: If the file contains something other than tensors, numbers and text.
+        UserError: If the file was not written by paddle.save or is cut off.
+    """
     try:
         with file.open("rb") as stream:
             found = _Reader(stream).load()
             size = stream.seek(0, 2)
         if not isinstance(found, dict):
             raise ValueError(f"it contains a {type(found).__name__}, not weights by name")
-        return {str(name): array.tensor(file, size) for name, array in found.items() if isinstance(array, _Array)}
+        return {key: _located(value, file, size) for key, value in found.items()}
     except _Forbidden as error:
         raise RefusedPickle(f"{file} is refused: {error}, which weights do not need. Save the weights again.") from None
     except (
         pickle.UnpicklingError,
         MemoryError,  # a damaged length
+        RecursionError,
         ValueError,
         EOFError,
         KeyError,
@@ -109,9 +123,32 @@ class _Array:
         return PickledTensor(file, dtype, tuple(shape), "F" if columns_first else "C", data)
 
 
+def _located(value: Any, file: Path, size: int) -> Any:
+    """Return a value with a `PickledTensor` for each array, also in nested dicts and lists."""
+    if isinstance(value, _Array):
+        return value.tensor(file, size)
+    if isinstance(value, dict):
+        return {key: _located(one, file, size) for key, one in value.items()}
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], _Array):
+        return value[1].tensor(file, size)
+    if isinstance(value, list | tuple):
+        return [_located(one, file, size) for one in value]
+    return value
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> Any:
+    """Return a number of numpy as a number of Python."""
+    if dtype.hasobject or not isinstance(data, bytes):
+        raise ValueError("a number of an unknown type")
+    return np.frombuffer(data, dtype)[0].item()
+
+
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")  # the latter since numpy 2
 _KNOWN: dict[tuple[str, str], Any] = {
     **{(module, "_reconstruct"): _Array for module in _NUMPY},
+    **{(module, "scalar"): _scalar for module in _NUMPY},
+    ("builtins", "tuple"): tuple,
+    ("__builtin__", "tuple"): tuple,  # protocol 2
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): np.dtype,
     ("collections", "OrderedDict"): OrderedDict,
