@@ -15,6 +15,7 @@ import xxhash
 
 from paddle_llm.checkpoint.format.index import FORMAT, INDEX, VERSION, Index, check_version
 from paddle_llm.core.artifacts import MANIFEST
+from paddle_llm.core.atomic_output import MARK
 from paddle_llm.core.durable_files import BLOCK_BYTES, FileRecord, flush, write_durably
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
@@ -89,7 +90,7 @@ def seal(folder: Path, manifest: Manifest, written: Mapping[str, FileRecord]) ->
     """
     files = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != MARK:  # the mark of `staged_folder` is removed before the folder is renamed
             name = path.relative_to(folder).as_posix()
             files[name] = written[name] if name in written else _record(path)
     for name, record in written.items():

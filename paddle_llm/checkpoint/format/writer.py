@@ -112,16 +112,36 @@ def write_rank_file(folder: Path, rank: int, tensors: Mapping[str, LocalTensor])
         OSError: If the file cannot be written.
     """
     name = rank_file_name(rank)
-    keys = sorted(tensors, key=lambda key: (-DTYPES[tensors[key].dtype].nbytes, key))  # the order of the library
-    header, sizes = _header(tensors, keys)
-    record = write_durably(folder / name, _pieces(header, tensors, keys))
-    entries, offset = {}, len(header)
-    for key in keys:
+    record, places = write_tensor_file(folder / name, tensors)
+    entries = {}
+    for key, (offset, size) in places.items():
         one = tensors[key]
-        part = Part(name, one.shard.axis, one.shard.ranges, offset, sizes[key])
+        part = Part(name, one.shard.axis, one.shard.ranges, offset, size)
         entries[key] = TensorEntry(one.dtype, one.shard.shape, (part,), one.unpadded)
-        offset += sizes[key]
     return RankFile(name, record, entries)
+
+
+def write_tensor_file(
+    file: Path, tensors: Mapping[str, LocalTensor], *, format: str = "np"
+) -> tuple[FileRecord, dict[str, tuple[int, int]]]:
+    """Write a safetensors file of any name, one tensor at a time, and flush it. Memory and errors as in `write_rank_file`.
+
+    Args:
+        file: File to write.
+        tensors: Tensors by name.
+        format: Format in the metadata; libraries of torch require "pt".
+
+    Returns:
+        Size and digest of the file, and (position, size) of each tensor in bytes.
+    """
+    keys = sorted(tensors, key=lambda key: (-DTYPES[tensors[key].dtype].nbytes, key))  # the order of the library
+    header, sizes = _header(tensors, keys, format)
+    record = write_durably(file, _pieces(header, tensors, keys))
+    places, offset = {}, len(header)
+    for key in keys:
+        places[key] = offset, sizes[key]
+        offset += sizes[key]
+    return record, places
 
 
 def finish(
@@ -148,9 +168,9 @@ def finish(
     return seal(folder, manifest, written)
 
 
-def _header(tensors: Mapping[str, LocalTensor], keys: list[str]) -> tuple[bytes, dict[str, int]]:
+def _header(tensors: Mapping[str, LocalTensor], keys: list[str], format: str) -> tuple[bytes, dict[str, int]]:
     """Return the length and the header of a safetensors file as bytes, and the sizes of its tensors."""
-    content: dict[str, Any] = {"__metadata__": {"format": "np"}}
+    content: dict[str, Any] = {"__metadata__": {"format": format}}
     sizes, offset = {}, 0
     for key in keys:
         one = tensors[key]
