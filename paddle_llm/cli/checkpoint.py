@@ -1,4 +1,4 @@
-"""`paddle-llm checkpoint`: list and verify checkpoints."""
+"""`paddle-llm checkpoint`: list, verify and convert checkpoints."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from paddle_llm.checkpoint.folder import list_checkpoints
 from paddle_llm.checkpoint.summary import Summary, summaries, summary_of
+from paddle_llm.cli.checkpoint_convert import convert
 from paddle_llm.cli.path_option import PATHLIB
 from paddle_llm.core.artifacts import MANIFEST
 from paddle_llm.core.console import say
@@ -25,13 +26,17 @@ _SIZES_ONLY = "written by version 0.2 or earlier, which recorded the sizes of fi
 
 @click.group()
 def checkpoint() -> None:
-    """List and verify the checkpoints of a run.
+    """List, verify and convert the checkpoints of a run.
 
     \b
     Examples:
       paddle-llm checkpoint list output/mine
       paddle-llm checkpoint verify output/mine/checkpoint-500 --full
+      paddle-llm checkpoint convert paddlenlp/checkpoint-500 output/mine/checkpoint-500 --allow_pickle
     """
+
+
+checkpoint.add_command(convert)
 
 
 @checkpoint.command("list")

@@ -43,7 +43,7 @@ COMMANDS = {
         "paddle_llm.cli.convert:convert",
         "Convert a LoRA adapter to or from the format of Hugging Face's PEFT.",
     ),
-    "checkpoint": ("paddle_llm.cli.checkpoint:checkpoint", "List and verify the checkpoints of a run."),
+    "checkpoint": ("paddle_llm.cli.checkpoint:checkpoint", "List, verify and convert checkpoints."),
     "board": ("paddle_llm.cli.board:board", "Show the curves of an output folder (VisualDL)."),
 }
 

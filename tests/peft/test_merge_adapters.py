@@ -163,9 +163,9 @@ def summed_by_peft(base: Path, adapters: list[Path], weights: list[float], **opt
 
 
 def command(*words: Any) -> Result:
-    from paddle_llm.cli.merge import merge
+    from paddle_llm.cli.main import paddle_llm
 
-    return CliRunner().invoke(merge, [*map(str, words)], catch_exceptions=False)
+    return CliRunner().invoke(paddle_llm, ["merge", *map(str, words)], catch_exceptions=False)
 
 
 def listed(weights: list[float]) -> str:
