@@ -20,7 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from paddle_llm.core.console import say
-from paddle_llm.core.errors import EXIT_PEER_LOST, UserError
+from paddle_llm.core.errors import EXIT_RESUME, UserError
 from paddle_llm.parallel.process.parent import process_start
 
 RUN_LOCK = ".run.lock"
@@ -134,7 +134,7 @@ class OutputLock:
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(EXIT_PEER_LOST)
+            os._exit(EXIT_RESUME)
 
 
 def _seconds_to_wait() -> float:

@@ -11,7 +11,7 @@ from paddle_llm.core.counts import counted
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 3
-EXIT_PEER_LOST = 75  # another process of the job has ended; the job resumes when it is started again
+EXIT_RESUME = 75  # start again to resume: a rank was lost, or a stop was requested and the state is saved
 EXIT_INTERRUPTED = 130
 
 
@@ -36,6 +36,18 @@ class TrainingStopped(Exception):
     """Raised if a run cannot continue because a loss is not finite. The message gives the step and what was saved."""
 
 
+class StopRequested(SystemExit):
+    """Raised to end a training that a signal has asked to stop; exit code 75. No handler of ordinary errors catches it.
+
+    Attributes:
+        message: What was requested, and what was saved.
+    """
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+        super().__init__(EXIT_RESUME)
+
+
 def is_first_rank() -> bool:
     """Return whether this is a single process or rank 0 of a job. Needs no process group."""
     return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
@@ -43,7 +55,10 @@ def is_first_rank() -> bool:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Exit with a message on stderr (rank 0 only): code 2 for UserError, 3 for TrainingStopped, 130 for Ctrl-C."""
+    """Exit with a message on stderr (rank 0 only).
+
+    The code is 2 for UserError, 3 for TrainingStopped, 75 for StopRequested and 130 for Ctrl-C.
+    """
     try:
         yield
     except UserError as error:
@@ -54,6 +69,10 @@ def exit_on_user_error() -> Iterator[None]:
         if is_first_rank():
             print(f"stopped: {stop}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
+    except StopRequested as stop:
+        if is_first_rank():
+            print(f"stopped: {stop.message}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_RESUME)
     except (KeyboardInterrupt, OSError) as error:
         # Paddle wraps a Ctrl-C that arrives in the backward pass of a PyLayer.
         if isinstance(error, OSError) and "KeyboardInterrupt" not in str(error):

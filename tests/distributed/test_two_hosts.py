@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.core.errors import EXIT_PEER_LOST
+from paddle_llm.core.errors import EXIT_RESUME
 from tests.distributed.test_run_pretrain import TUTORIAL
 from tests.helpers.corpus import make_corpus
 from tests.helpers.hosts import Host, two_hosts
@@ -137,7 +137,7 @@ def test_two_hosts_train_like_one_and_resume_after_losing_the_network(corpus, on
         wait_until((first / "manifest.json").exists, 240, "the first checkpoint")
         hosts[1].connect(False)
         logs = outputs(jobs)
-        assert [job.returncode for job in jobs] == [EXIT_PEER_LOST] * 2, logs
+        assert [job.returncode for job in jobs] == [EXIT_RESUME] * 2, logs
         texts = [(tmp_path / "cut" / f"node{node}" / "workerlog.0").read_text() for node in (0, 1)]
         assert "rank 0: rank 1 is gone" in texts[0] and "rank 1: rank 0 is gone" in texts[1]
         for host, text in zip(hosts, texts, strict=True):

@@ -88,7 +88,7 @@ KEPT: dict[str, str] = {
     "paddle_llm.rehearse.faults.registry:FAULTS": "Filled when its modules are imported.",
 }
 
-_HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SET_BY_PYTEST = "PYTEST_CURRENT_TEST"
 
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from paddle_llm.core.errors import EXIT_PEER_LOST
+from paddle_llm.core.errors import EXIT_RESUME
 from paddle_llm.parallel.gloo.interface import own_host
 from paddle_llm.parallel.process.store import Store
 
@@ -122,7 +122,7 @@ def exit_on_lost_rank() -> Iterator[None]:
             raise
         if _current is None or _current.lost is None:
             print(f"{loss}; this rank stops", file=sys.stderr, flush=True)
-        sys.exit(EXIT_PEER_LOST)
+        sys.exit(EXIT_RESUME)
 
 
 def _loss_behind(error: BaseException | None) -> PeerLostError | None:
@@ -283,7 +283,7 @@ class _FailureDetector:
     def _end_process(self) -> None:
         """End this process, unless its main thread ends first."""
         time.sleep(GRACE_SECONDS)  # the main thread may be raising a PeerLostError and cleaning up
-        os._exit(EXIT_PEER_LOST)
+        os._exit(EXIT_RESUME)
 
     # ---- messages
 

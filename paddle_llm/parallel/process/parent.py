@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from paddle_llm.core.errors import EXIT_PEER_LOST, UserError, is_first_rank
+from paddle_llm.core.errors import EXIT_RESUME, UserError, is_first_rank
 from paddle_llm.parallel.process.scheduler import rank_variable
 
 # paddle.distributed.launch (3.3.1) sets this variable for each rank that it starts. In its own environment the variable
@@ -83,6 +83,14 @@ def process_start(pid: int) -> str | None:
     return None if state in (b"Z", b"X") else fields[18].decode()
 
 
+def ranks_of(launcher: int) -> list[int]:
+    """Return the process ids of the ranks that a launcher has started; [] if it has not started one yet."""
+    mark = f"{LAUNCHER_VARIABLE}=".encode()
+    processes = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    children = [pid for pid in processes if _parent_of(pid) == launcher]
+    return [pid for pid in children if any(one.startswith(mark) for one in _proc(pid, "environ").split(b"\0"))]
+
+
 def end_with_creator() -> None:
     """Exit when the process that created this process of `multiprocessing` ends."""
     creator = multiprocessing.parent_process()
@@ -97,7 +105,10 @@ def end_with_creator() -> None:
 
 
 def worker_initializer() -> Callable[[int], None]:
-    """Return a `worker_init_fn` for Paddle's DataLoader that lets a worker exit when this process ends.
+    """Return a `worker_init_fn` for Paddle's DataLoader that lets a worker exit when this process ends, and not before.
+
+    A worker leaves the process group of its rank. Otherwise a Ctrl-C in a terminal, and the SIGTERM that Paddle's
+    launcher sends to the group, would end it before the rank has completed its step and saved its state.
 
     Paddle 3.3.1: the worker passes the timeout of `queue.get` as its argument `block`, so it never checks its parent.
     The pipes of `multiprocessing` stay open, too, because workers that are forked later inherit them.
@@ -106,6 +117,8 @@ def worker_initializer() -> Callable[[int], None]:
 
 
 def _watch_forking_process(parent: int, worker: int) -> None:
+    os.setpgid(0, 0)
+
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_POLL_SECONDS)
@@ -123,7 +136,7 @@ def _end_after(launcher: int, started: str | None) -> None:
     rank = os.environ.get("PADDLE_TRAINER_ID", "0")
     with contextlib.suppress(OSError):
         print(f"rank {rank}: the launcher has ended; this rank stops", file=sys.stderr, flush=True)
-    os._exit(EXIT_PEER_LOST)
+    os._exit(EXIT_RESUME)
 
 
 def _adopts_orphans(pid: int) -> bool:

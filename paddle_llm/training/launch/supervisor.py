@@ -1,8 +1,13 @@
-"""Run the launcher of a job: show the output of the first rank, forward signals, restart after a failure."""
+"""Run the launcher of a job: show the output of the first rank, forward signals, restart after a failure.
+
+Signals go to the ranks, not to Paddle's launcher (3.3.1). It would kill ranks that have not saved their state after 30 s,
+and end with the number of the signal instead of the ranks' exit code.
+"""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import ctypes
 import os
 import re
@@ -18,14 +23,18 @@ from typing import Any
 
 from paddle_llm.checkpoint.output_lock import WAIT_VARIABLE
 from paddle_llm.core.console import say
-from paddle_llm.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from paddle_llm.core.errors import EXIT_INTERRUPTED, EXIT_RESUME, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from paddle_llm.parallel.process.parent import ranks_of
+from paddle_llm.parallel.process.stop_request import MARK_VARIABLE
 
 LAUNCHER_LOG = "launcher.log"
+STOP_MARK = "stop_requested"
 _FIRST_RANK_LOG = "workerlog.0"
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 15
 _LOCK_WAIT_SECONDS = "120"  # ranks that are still ending hold the lock of the output folder
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+_ENDED_BY_ITSELF = (0, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_RESUME, EXIT_INTERRUPTED)
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 _FAILED_RANK = re.compile(r"Container rank (\d+) status failed cmd .* code (-?\d+) log (\S+)")
@@ -41,7 +50,8 @@ def supervise(
 ) -> int:
     """Run a job until it succeeds, fails for good, or is stopped by a signal.
 
-    A user's mistake and a training that stopped on a non-finite step are not restarted: they would repeat.
+    A user's mistake and a training that stopped on a non-finite step are not restarted, because they would repeat, and
+    neither is a job whose ranks were asked to stop.
 
     Args:
         command: Function from additional flags of the job to the command line of the launcher.
@@ -53,20 +63,32 @@ def supervise(
             its log, and the output of rank 0 is shown.
 
     Returns:
-        Exit code of the job; 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP.
+        Exit code of the job. If a signal has ended its ranks before they could choose one: 130 for SIGINT, else 128 plus
+        the number of the signal.
 
     Raises:
         UserError: If the folder cannot be written.
     """
     run = _run_shown if show_launcher else partial(_run, log_folder=log_folder)
     started, restarts = time.time(), 0
+    mark = (log_folder / STOP_MARK).absolute()
+    environment = {**environment, MARK_VARIABLE: str(mark)}
+    with contextlib.suppress(OSError):  # it does not exist, or the folder is not usable, which is reported below
+        mark.unlink()
     code, stopped_by = run(command([]), environment)
-    while code not in (0, EXIT_USER_ERROR, EXIT_STOPPED) and stopped_by is None and restarts < max_restarts:
+    while (
+        code not in (0, EXIT_USER_ERROR, EXIT_STOPPED)
+        and stopped_by is None
+        and not mark.exists()
+        and restarts < max_restarts
+    ):
         restarts += 1
         say(f"The job ended with exit code {code}. Restart {restarts} of {max_restarts}.")
         environment = {WAIT_VARIABLE: _LOCK_WAIT_SECONDS, **environment}
         code, stopped_by = run(command(flags_for_restart(started)), environment)
-    if stopped_by is not None:
+    if mark.exists() and code not in _ENDED_BY_ITSELF:  # the launcher has killed ranks that were ending
+        return EXIT_RESUME
+    if stopped_by is not None and code not in _ENDED_BY_ITSELF:
         return EXIT_INTERRUPTED if stopped_by == signal.SIGINT else 128 + stopped_by
     return code
 
@@ -88,7 +110,8 @@ def _run(command: list[str], environment: dict[str, str], log_folder: Path) -> t
             first_rank.show()
             time.sleep(_POLL_SECONDS)
     first_rank.show()
-    if job.returncode not in (0, EXIT_USER_ERROR, EXIT_STOPPED) and signals.first is None:
+    stopped = signals.first is not None or Path(environment[MARK_VARIABLE]).exists()
+    if job.returncode not in (0, EXIT_USER_ERROR, EXIT_STOPPED) and not stopped:
         _report_failure(own_log, begin, log_folder)
     return _exit_code(job), signals.first
 
@@ -107,7 +130,7 @@ def _start(command: list[str], environment: dict[str, str], **output: Any) -> su
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C reaches the launcher once, through this process
+        start_new_session=True,  # a Ctrl-C reaches the ranks once, through this process
         preexec_fn=partial(_end_with_parent, os.getpid()),
         **output,
     )
@@ -118,7 +141,9 @@ def _exit_code(job: subprocess.Popen[bytes]) -> int:
 
 
 class _ForwardedSignals:
-    """Forwards the signals that stop a job to its launcher. Signals that are ignored (nohup, a background job) stay so.
+    """Forwards the signals that stop a job to its ranks. Signals that are ignored (nohup, a background job) stay so.
+
+    The ranks save their state at the first Ctrl-C and end at once at the second; the third one kills them.
 
     Attributes:
         first: First signal that arrived; None if none did.
@@ -126,6 +151,7 @@ class _ForwardedSignals:
 
     def __init__(self) -> None:
         self.first: int | None = None
+        self._interrupts = 0
         self._job: subprocess.Popen[bytes] | None = None
         self._previous: dict[int, Any] = {}
 
@@ -140,18 +166,25 @@ class _ForwardedSignals:
             signal.signal(number, handler)
 
     def forward_to(self, job: subprocess.Popen[bytes]) -> None:
-        """Set the launcher; a signal that has arrived before is sent now."""
+        """Set the process of the launcher; a signal that has arrived before is sent now."""
         self._job = job
         if self.first is not None:
             self._send(self.first)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.first = self.first or number
-        self._send(number)
+        self._interrupts += number == signal.SIGINT
+        self._send(signal.SIGKILL if number == signal.SIGINT and self._interrupts > 2 else number)
 
     def _send(self, number: int) -> None:
-        if self._job is not None:  # the launcher has no handler for SIGHUP and would leave its ranks behind
-            self._job.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+        if self._job is None:
+            return
+        ranks = ranks_of(self._job.pid)
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGTERM if number == signal.SIGHUP else number)
+        if not ranks:  # the launcher ends itself, and ranks that it is starting
+            self._job.send_signal(signal.SIGTERM)
 
 
 class _Follower:
@@ -195,7 +228,11 @@ def _report_failure(own_log: Path, begin: int, log_folder: Path) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """In the launcher's process: get SIGTERM when the parent ends, also if it is killed (prctl(2), Linux)."""
+    """In the launcher's process: get SIGTERM when the parent ends, also if it is killed (prctl(2), Linux).
+
+    SIGUSR1 is ignored, because Slurm may send it to every process of a job and it would end the launcher.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(1)

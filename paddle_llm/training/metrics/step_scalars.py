@@ -1,7 +1,8 @@
-"""The scalars of an optimizer step that the host needs: loss, gradient norm, and labels of the global batch.
+"""The scalars of an optimizer step that the host needs: losses, gradient norm, labels of the global batch, stop requests.
 
-Each copy from the device makes the host wait for everything that it has queued there. All three scalars are copied
-together, once per optimizer step, where the norm is checked before the update.
+Each copy from the device makes the host wait for everything that it has queued there. All scalars are copied together,
+once per optimizer step, where the norm is checked before the update. The loss of the global batch and whether a rank
+was asked to stop are summed over all ranks in one operation.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 
 import paddle
+import paddle.distributed as dist
 
 
 class StepScalars:
@@ -16,26 +18,36 @@ class StepScalars:
 
     Attributes:
         loss: Mean of this rank's micro-batches, whose sums were all divided by the same number.
+        mean_loss: Mean of `loss` over all ranks, equal on every rank: the loss of the global batch.
         grad_norm: Global gradient norm before clipping; None before the first step.
         labels: Labels of the global batch, averaged over the data ranks; None if the loss is not `CausalLMLoss`.
+        stops: Whether a rank was asked to stop (`parallel/process/stop_request.py`), equal on every rank.
         is_read: Whether the attributes are those of the current step.
     """
 
     def __init__(self) -> None:
-        self.loss = math.nan
+        self.loss = self.mean_loss = math.nan
         self.grad_norm: float | None = None
         self.labels: float | None = None
+        self.stops = False
         self.is_read = False
-        self._pending: tuple[paddle.Tensor, float | paddle.Tensor | None] | None = None
+        self._pending: dict[str, float | paddle.Tensor | None] | None = None
 
-    def start(self, loss: paddle.Tensor, labels: float | paddle.Tensor | None) -> None:
-        """Keep the loss and the number of labels of a step on the device.
+    def start(self, loss: paddle.Tensor, labels: float | paddle.Tensor | None, *, stop: bool = False) -> None:
+        """Keep the scalars of a step on the device. Collective over all ranks.
 
         Args:
             loss: Loss of the step, a scalar.
             labels: Number of labels of the global batch, averaged over the data ranks; None if it is not counted.
+            stop: Whether this rank was asked to stop.
         """
-        self._pending, self.is_read = (loss, labels), False
+        self._pending, self.is_read = {"loss": loss, "labels": labels}, False
+        if dist.get_world_size() == 1:
+            self._pending["stop_requests"] = float(stop)
+            return
+        sums = paddle.stack([loss.astype("float64").reshape([]), paddle.to_tensor(float(stop), dtype="float64")])
+        dist.all_reduce(sums)
+        self._pending |= {"loss_sum": sums[0], "stop_requests": sums[1]}
 
     def read(self, norm: paddle.Tensor | None) -> float:
         """Copy the step's scalars to the host.
@@ -51,12 +63,12 @@ class StepScalars:
         """
         if self._pending is None:
             raise RuntimeError("read() was called before start(): no loss to read")
-        loss, labels = self._pending
-        given = {"loss": loss, "grad_norm": norm, "labels": labels}
+        given = {**self._pending, "grad_norm": norm}
         on_device = {name: value for name, value in given.items() if isinstance(value, paddle.Tensor)}
         values = paddle.concat([value.astype("float64").reshape([1]) for value in on_device.values()]).tolist()
         copied = given | dict(zip(on_device, values, strict=True))
-        self.loss, self.labels = copied["loss"], copied["labels"]
+        self.loss, self.labels, self.stops = copied["loss"], copied["labels"], copied["stop_requests"] > 0
+        self.mean_loss = copied["loss_sum"] / dist.get_world_size() if "loss_sum" in copied else self.loss
         self.grad_norm = copied["grad_norm"] if norm is not None else self.grad_norm
         self.is_read = True
         return math.nan if self.grad_norm is None else self.grad_norm

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.core.errors import EXIT_PEER_LOST
+from paddle_llm.core.errors import EXIT_RESUME
 from paddle_llm.parallel.gloo.rendezvous import free_port
 from paddle_llm.parallel.process import failure_detection
 from paddle_llm.rehearse.ranks import RankError, run_ranks
@@ -41,14 +41,14 @@ def test_the_lost_rank_is_named_by_all(how, why):
     # Rank 0 waits for rank 1, not for the lost rank, and the connections to a frozen rank stay open: both are ended.
     ended = [0, 1] if how == "frozen" else [0]
     for rank in ended:
-        assert (outcomes[rank].state, outcomes[rank].exit_code) == ("died", EXIT_PEER_LOST)
+        assert (outcomes[rank].state, outcomes[rank].exit_code) == ("died", EXIT_RESUME)
     for rank in {0, 1, 2} - set(ended):
         assert outcomes[rank].value.startswith(f"PeerLostError: rank 3 is gone ({why}")
 
 
 def test_a_rank_that_does_not_communicate_is_ended_too():
     outcomes = outcomes_of(lost_ranks.lose_while_others_compute, 2)
-    assert outcomes[0].exit_code == EXIT_PEER_LOST
+    assert outcomes[0].exit_code == EXIT_RESUME
     assert "rank 0: rank 1 is gone" in outcomes[0].stderr
 
 
@@ -56,7 +56,7 @@ def test_a_rank_that_does_not_communicate_is_ended_too():
 def test_a_loss_in_a_backward_pass_has_no_traceback(recomputed):
     """Paddle raises another error there, with the PeerLostError as its cause or without it."""
     lost = outcomes_of(lost_ranks.lose_in_backward, 2, recomputed)[0]
-    assert lost.value == EXIT_PEER_LOST, lost.trace
+    assert lost.value == EXIT_RESUME, lost.trace
     assert "rank 0: rank 1 is gone" in lost.stderr
 
 
@@ -74,7 +74,7 @@ def test_a_collective_waits_as_long_as_the_job_allows():
 def test_ranks_on_gpus_end_when_one_is_killed():
     outcomes = outcomes_of(lost_ranks.on_gpus, 3, "killed")
     for rank in (0, 1):
-        assert (outcomes[rank].state, outcomes[rank].exit_code) == ("died", EXIT_PEER_LOST)
+        assert (outcomes[rank].state, outcomes[rank].exit_code) == ("died", EXIT_RESUME)
         assert f"rank {rank}: rank 2 is gone (its process ended without an error message" in outcomes[rank].stderr
 
 
