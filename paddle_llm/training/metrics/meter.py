@@ -12,6 +12,7 @@ import paddle
 import paddle.distributed as dist
 
 from paddle_llm.planner.flops import mfu
+from paddle_llm.training.metrics.spikes import SpikeMonitor
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Meter:
         consumed_tokens: Tokens so far, over all ranks, without padding.
         skipped_steps: Steps without an update so far.
         learning_rate: Learning rate of the current step.
+        spikes: Monitor of loss spikes.
     """
 
     flops_per_token: float | None
@@ -58,6 +60,7 @@ class Meter:
     consumed_tokens: int = 0
     skipped_steps: int = 0
     learning_rate: float = 0.0
+    spikes: SpikeMonitor = field(default_factory=SpikeMonitor)
     _micro_tokens: int = 0
     _micro_labels: int = 0
     _step_began: float = field(default_factory=time.perf_counter)
@@ -147,6 +150,7 @@ class Meter:
             "step_seconds": window.seconds / window.steps,
             "data_wait_seconds": window.data_wait_seconds / window.steps,
             "skipped_steps": self.skipped_steps,
+            "loss_spikes": self.spikes.count,
         }
 
     def state(self) -> dict[str, Any]:
@@ -157,6 +161,7 @@ class Meter:
             "per_rank": per_rank,
             "consumed_tokens": self.consumed_tokens,
             "skipped_steps": self.skipped_steps,
+            "spikes": self.spikes.state(),
         }
 
     def restore(self, state: dict[str, Any], step: int) -> None:
@@ -171,6 +176,8 @@ class Meter:
         self.window.loss_times_labels, self.window.labels, self.window.tokens = losses, labels, int(tokens)
         self.consumed_tokens = state["consumed_tokens"]
         self.skipped_steps = state["skipped_steps"]
+        if "spikes" in state:  # checkpoints of earlier versions do not have it
+            self.spikes.restore(state["spikes"])
         self.step = step
 
 
