@@ -9,13 +9,13 @@ from pathlib import Path
 
 from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.checkpoint.output_lock import RUN_LOCK
-from paddle_llm.core.artifacts import METRICS, RESOLVED_CONFIG
+from paddle_llm.core.artifacts import METRICS, RESOLVED_CONFIG, ROLLBACKS
 from paddle_llm.core.errors import UserError
 
 _MAX_SHOWN = 5  # entries of a folder in a message
 # Files that a run writes beside its checkpoints; `--overwrite_output_dir` removes both and nothing else.
 _FILES_OF_A_RUN = (
-    *(METRICS, "visualdl", RESOLVED_CONFIG, "model", "adapter"),
+    *(METRICS, "visualdl", RESOLVED_CONFIG, ROLLBACKS, "model", "adapter"),
     *("generated-[0-9]*.jsonl", "generated-test-[0-9]*.jsonl"),
     *("model.saving", "adapter.saving", ".model.replaced-*", ".adapter.replaced-*"),  # of killed processes
 )
@@ -161,7 +161,7 @@ def _written_by_runs(output: Path) -> list[Path]:
 
 def _precedes_first_checkpoint(name: str) -> bool:
     """Return whether a run writes this file before its first checkpoint; a new start replaces it."""
-    return name in (METRICS, "visualdl", RESOLVED_CONFIG) or name.startswith(".saving-")
+    return name in (METRICS, "visualdl", RESOLVED_CONFIG, ROLLBACKS) or name.startswith(".saving-")
 
 
 def _is_launcher_log(entry: Path) -> bool:

@@ -24,14 +24,14 @@ WITHOUT_EFFECT = frozenset(
     {
         *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_with_changed_settings"),
         *("logging_steps", "logging_first_step", "report_to", "run_name", "disable_tqdm", "skip_profile_timer"),
-        *("save_strategy", "save_steps", "save_total_limit", "merge_weights", "model_format"),
+        *("save_strategy", "save_steps", "save_on_exit", "save_total_limit", "merge_weights", "model_format"),
         *("do_train", "do_eval", "do_predict", "evaluation_strategy", "eval_steps", "eval_iters"),
         *("per_device_eval_batch_size", *GenerationFields.model_fields),
         *("device", "cpu_threads", "dataloader_num_workers", "data_cache", "share_folder", "data_impl"),
         *("use_flash_attention", "use_fused_rms_norm", "use_fused_rope", "fuse_sequence_parallel_allreduce"),
         *("recompute", "recompute_granularity", "recompute_use_reentrant", "no_recompute_layers"),
         *("pp_recompute_interval", "offload_recompute_inputs", "offload_optim", "release_grads"),
-        *("nan_policy", "allow_pickle", "continue_training", "deterministic"),
+        *("nan_policy", "max_rollbacks", "spike_policy", "allow_pickle", "continue_training", "deterministic"),
     }
 )
 # Settings that are read at the first step only, or whose content is compared instead of the path.

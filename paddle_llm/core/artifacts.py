@@ -5,6 +5,7 @@ from __future__ import annotations
 # ---- output folder of a run
 RESOLVED_CONFIG = "config.resolved.json"
 METRICS = "metrics.jsonl"
+ROLLBACKS = "rollbacks.json"
 CURVES_FOLDER = "visualdl"
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"

@@ -18,7 +18,9 @@ class TrainerOptions:
     Attributes:
         min_learning_rate: Learning rate below which the schedule never falls.
         decay_steps: Step at which the schedule reaches its minimum; None for the last step.
-        nan_policy: "stop", or "skip" to skip the update of a non-finite step.
+        nan_policy: "stop", "skip" to skip the update of a non-finite step, or "rollback" to go back to a checkpoint.
+        max_rollbacks: Number of rollbacks after which the training stops.
+        spike_policy: "mark", or "skip" to skip the update of a step whose loss is a spike.
         flops_per_token: Model FLOPs per token, for MFU; None if unknown.
         peak_flops: Peak FLOPs per second of one device, for MFU; None if unknown.
         curves: Whether VisualDL curves are written beside metrics.jsonl.
@@ -28,6 +30,8 @@ class TrainerOptions:
     min_learning_rate: float = 0.0
     decay_steps: int | None = None
     nan_policy: str = "stop"
+    max_rollbacks: int = 3
+    spike_policy: str = "mark"
     flops_per_token: float | None = None
     peak_flops: float | None = None
     curves: bool = True
@@ -54,6 +58,8 @@ def trainer_options(config: RunConfig, facts: ModelFacts) -> TrainerOptions:
         min_learning_rate=config.min_learning_rate or 0.0,
         decay_steps=config.decay_steps,
         nan_policy=config.nan_policy,
+        max_rollbacks=config.max_rollbacks,
+        spike_policy=config.spike_policy,
         flops_per_token=flops_per_token(facts, config.max_seq_length),
         peak_flops=None if name is None else peak_flops(name, precision),
         curves="visualdl" in config.report_to or "all" in config.report_to,

@@ -72,7 +72,8 @@ def make_trainer(run: RunConfig, layout: Layout | None = None, train=None, evalu
         model = build_model(run, layout, dtype="float32")
     batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * layout.data_world_size
     toy = Toy(max(run.max_steps, 0) * batch, options.pop("samples_per_epoch", EPOCH))
-    options = {"min_learning_rate": 1e-3, "nan_policy": run.nan_policy, "curves": False} | options
+    policies = {name: getattr(run, name) for name in ("nan_policy", "max_rollbacks", "spike_policy")}
+    options = {"min_learning_rate": 1e-3, "curves": False, **policies} | options
     return PretrainTrainer(
         model=model,
         args=args,
@@ -108,6 +109,14 @@ def numbers(output: Path) -> list[tuple]:
         "peak_memory_bytes",
     }
     return [tuple(sorted((k, v) for k, v in row.items() if k not in clocks)) for row in rows(output)]
+
+
+def whole_weights(trainer) -> dict[str, np.ndarray]:
+    """Return all weights of this rank's part of the network, also with sharding stage 3. Collective over all ranks."""
+    if trainer.sharded_weights is None:
+        return weights(trainer.model)
+    with trainer.sharded_weights.whole():
+        return weights(trainer.model)
 
 
 def weights(model) -> dict[str, np.ndarray]:

@@ -37,6 +37,10 @@ class OutputFields(Group):
         "steps", description="When checkpoints are written. Fine-tuning: every epoch, unless --save_steps is given."
     )
     save_steps: int = Field(500, ge=1, description="Steps between checkpoints.")
+    save_on_exit: bool = Field(
+        True,
+        description="At SIGTERM, SIGUSR1 or the first Ctrl-C: write a checkpoint at the end of the step and exit with code 75.",
+    )
     save_total_limit: int | None = Field(None, ge=1, description="Number of checkpoints to keep. Unset: all.")
     model_format: Literal["paddlenlp", "hf"] = Field(
         "paddlenlp", description="Format of the folder model/. hf: transformers can load it."

@@ -113,8 +113,18 @@ class TrainingFields(Group):
     )
     eval_steps: int = Field(500, ge=1, description="Steps between evaluations (PaddleNLP: --logging_steps).")
     eval_iters: int = Field(10, ge=1, description="Batches per evaluation; 10 as in PaddleNLP's pretraining.")
-    nan_policy: Literal["stop", "skip"] = Field(
-        "stop", description="When the loss is not finite: stop and name the samples, or skip and count the step."
+    nan_policy: Literal["stop", "skip", "rollback"] = Field(
+        "stop",
+        description="When the loss is not finite: stop and name the samples; skip and count the step; or go back to the newest "
+        "checkpoint and skip the step when it comes again.",
+    )
+    max_rollbacks: int = Field(
+        3, ge=1, description="Rollbacks in a training with --nan_policy rollback; after them it stops."
+    )
+    spike_policy: Literal["mark", "skip"] = Field(
+        "mark",
+        description="When the loss is more than 6 standard deviations above the mean of the last 128 steps: mark the step in "
+        "metrics.jsonl, or also skip its update.",
     )
     load_best_model_at_end: bool = Field(False, description="End with the weights of the best evaluation.")
     metric_for_best_model: str | None = Field(

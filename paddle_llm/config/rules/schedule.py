@@ -140,6 +140,12 @@ def resume_and_overwrite(run: Run) -> Findings:
         )
 
 
+def rollbacks(run: Run) -> Findings:
+    """Report `max_rollbacks` without the policy that uses it."""
+    if run.config.nan_policy != "rollback" and "max_rollbacks" in run.requested:
+        yield Notice(f"--max_rollbacks has no effect with --nan_policy {run.config.nan_policy}.")
+
+
 RULES: list[Rule] = [
     max_steps,
     learning_rates,
@@ -148,5 +154,6 @@ RULES: list[Rule] = [
     events_within_the_run,
     best_model,
     save_steps_count,
+    rollbacks,
     resume_and_overwrite,
 ]

@@ -82,6 +82,8 @@ def read_rows(path: Path) -> list[Row]:
 
 def _is_kept(row: Row, resumed_step: int) -> bool:
     """Return whether a row is kept when a run resumes; the final evaluation of the test split is repeated."""
+    if "rollback_to_step" in row:  # its step is after the checkpoint and is not repeated
+        return True
     return 0 < resumed_step >= row["step"] and "test_loss" not in row
 
 
@@ -125,8 +127,13 @@ class CurveWriter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the writer."""
-        self._writer.close()
-        self._writer = None
+        self.close()
+
+    def close(self) -> None:
+        """Close the writer, also after a training that has not ended normally."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _write(self, row: Row) -> None:
         for key, value in row.items():
@@ -229,9 +236,7 @@ class ProgressReport(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop the bar and print the table."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self.close()
         if self._first is None:
             return
         table = Table(title="training finished", show_header=False)
@@ -239,6 +244,12 @@ class ProgressReport(TrainerCallback):
             if value:
                 table.add_row(name, value)
         self._console.print(table)
+
+    def close(self) -> None:
+        """Stop the bar, also after a training that has not ended normally: it has hidden the cursor."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def _final_rows(self, args: TrainingArguments, state: TrainerState, first: Row) -> dict[str, str]:
         last = self._last
@@ -270,6 +281,13 @@ def report_first_step(callbacks: Iterable[TrainerCallback], steps: int, loss: fl
     for callback in callbacks:
         if isinstance(callback, ProgressReport):
             callback.on_first_step(steps, loss)
+
+
+def close_reports(callbacks: Iterable[TrainerCallback]) -> None:
+    """Close the reports among the callbacks of a trainer."""
+    for callback in callbacks:
+        if isinstance(callback, (CurveWriter, ProgressReport)):
+            callback.close()
 
 
 def _scores(row: Row) -> str:

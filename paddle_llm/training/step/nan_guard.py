@@ -1,4 +1,4 @@
-"""Handle a non-finite step in the same way on every rank: stop and report the batch, or skip and count the update.
+"""Handle a non-finite step in the same way on every rank: stop, skip the update, or go back to a checkpoint.
 
 The guard checks the global gradient norm. Every rank computes the same norm between backward and update, and a loss
 that is NaN on any rank makes it NaN. On a CPU the loss alone would not show it: Paddle's softmax kernel (3.3.1) turns a
@@ -20,6 +20,8 @@ import paddle.distributed as dist
 from paddle_llm.checkpoint.folder import newest_complete
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import TrainingStopped
+from paddle_llm.training.options import TrainerOptions
+from paddle_llm.training.rollback import Rollback, RollbackRequested
 
 if TYPE_CHECKING:
     from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
@@ -35,17 +37,19 @@ class NanGuard:
     """Guards every step of one trainer.
 
     Attributes:
-        policy: "stop" or "skip".
-        skipped: Whether the last update was skipped, by this policy or by the loss scaler.
+        options: Policies for non-finite steps and loss spikes.
+        skipped: Whether the last update was skipped, by a policy or by the loss scaler.
+        rollbacks: Earlier rollbacks of the training, whose samples are skipped.
 
     Args:
-        policy: See above.
+        options: See above.
         trainer: Trainer whose steps are guarded.
     """
 
-    def __init__(self, policy: str, trainer: PretrainTrainer):
-        self.policy = policy
+    def __init__(self, options: TrainerOptions, trainer: PretrainTrainer):
+        self.options = options
         self.skipped = False
+        self.rollbacks: list[Rollback] = []
         self._trainer = trainer
 
     def guard(self, optimizer: paddle.optimizer.Optimizer) -> None:
@@ -75,23 +79,38 @@ class NanGuard:
             norm: Global gradient norm.
 
         Raises:
-            TrainingStopped: If the norm is not finite and the policy is "stop".
+            TrainingStopped: If the norm is not finite and the policy is "stop", or the rollbacks are used up.
+            RollbackRequested: If the norm is not finite and the policy is "rollback".
         """
-        if math.isfinite(norm):
-            return
         trainer = self._trainer
+        samples = _samples(trainer)
+        if any(
+            rollback.first_sample < samples.stop and samples.start <= rollback.last_sample
+            for rollback in self.rollbacks
+        ):
+            say(f"step {trainer.state.global_step + 1}: the update is skipped, because of an earlier rollback")
+            raise _SkipUpdate
+        if math.isfinite(norm):
+            if self.options.spike_policy == "skip" and trainer.meter.spikes.is_spike(trainer.scalars.mean_loss):
+                raise _SkipUpdate
+            return
         losses = _all_losses(trainer.scalars.loss)
         if _scaler_overflowed(trainer) and all(map(math.isfinite, losses)):
             say(f"step {trainer.state.global_step + 1}: gradients overflow fp16; no update, the loss scale is lowered")
             self.skipped = True  # the optimizer skips it, because of the scaler's flag
             return
         problem = _describe(norm, losses, trainer)
-        if self.policy == "stop":
-            newest, _ = newest_complete(trainer.args.output_dir)
-            last_good = f"The newest checkpoint is {newest}." if newest else "There is no checkpoint yet."
-            raise TrainingStopped(f"{problem} {last_good} To skip such steps, use --nan_policy skip.")
-        say(f"{problem} The update is skipped (--nan_policy skip).")
-        raise _SkipUpdate
+        if self.options.nan_policy == "skip":
+            say(f"{problem} The update is skipped (--nan_policy skip).")
+            raise _SkipUpdate
+        if self.options.nan_policy == "rollback" and len(self.rollbacks) < self.options.max_rollbacks:
+            raise RollbackRequested(Rollback(trainer.state.global_step + 1, samples.start, samples.stop - 1, problem))
+        newest, _ = newest_complete(trainer.args.output_dir)
+        last_good = f"The newest checkpoint is {newest}." if newest else "There is no checkpoint yet."
+        remedy = "To skip such steps, use --nan_policy skip or rollback."
+        if self.options.nan_policy == "rollback":
+            remedy = f"The training was rolled back {len(self.rollbacks)} times already (--max_rollbacks)."
+        raise TrainingStopped(f"{problem} {last_good} {remedy}")
 
 
 def _scaler_overflowed(trainer: PretrainTrainer) -> bool:
@@ -113,11 +132,16 @@ def _describe(norm: float, losses: list[float], trainer: PretrainTrainer) -> str
     step = trainer.state.global_step + 1
     ranks = [str(rank) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
     where = f"the loss is not finite on rank {', '.join(ranks)}" if ranks else f"the gradient norm is {norm}"
-    first = trainer.state.global_step * trainer.global_batch
-    samples = range(first, first + trainer.global_batch)
+    samples = _samples(trainer)
     name = getattr(trainer.train_dataset, "sample_ids", None)
     named = ""
     if name is not None:
         shown = "; ".join(str(name(i)) for i in samples[:_SHOWN_SAMPLES])
         named = f": {shown}{'; ...' if len(samples) > _SHOWN_SAMPLES else ''}"
     return f"{where} at step {step}. It used samples {samples.start} to {samples.stop - 1} of the global order{named}."
+
+
+def _samples(trainer: PretrainTrainer) -> range:
+    """Return the samples of the current step, by their numbers in the global order."""
+    first = trainer.state.global_step * trainer.global_batch
+    return range(first, first + trainer.global_batch)
