@@ -33,6 +33,7 @@ from paddle_llm.parallel.process.first_rank import on_first_rank
 from paddle_llm.parallel.process.parent import end_with_launcher, first_rank_reports
 from paddle_llm.parallel.process.scheduler import translate_scheduler
 from paddle_llm.parallel.process.start import start_process
+from paddle_llm.parallel.process.stop_request import install_again, stop_on_signals
 from paddle_llm.training.epochs import global_batch_of
 from paddle_llm.training.launch.preflight import JOB_RULES, start_of
 from paddle_llm.training.metrics.size import describe_size
@@ -72,7 +73,8 @@ def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
                 "Paddle is not installed. On a CPU: pip install 'paddle_llm[cpu]'. "
                 "On a GPU: use the command for your CUDA version in docs/installation.md."
             )
-        run(resolved, entry)
+        with stop_on_signals(resolved.config.save_on_exit):
+            run(resolved, entry)
 
 
 def run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
@@ -100,9 +102,13 @@ def run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
 
 
 def _run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
+    import paddle
+
     from paddle_llm.training.arguments import training_arguments
+    from paddle_llm.training.rollback import train_with_rollbacks
 
     job = import_module(f"paddle_llm.training.{entry}")
+    install_again()
     config, layout = resolved.config, resolved.layout
     args = training_arguments(config, layout)
     if layout.world_size > 1:
@@ -113,8 +119,15 @@ def _run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
     if config.do_train and start is None:
         _report_first_weights(config)
     data = job.load_data(resolved, args)
-    trainer = job.make_trainer(resolved.config, layout, data, args=args, facts=resolved.facts)
-    _check_resume(resolved, start, trainer, args.max_steps)
+
+    def build(start: Path | None) -> PretrainTrainer:
+        # A checkpoint may name tensors by their generated names, which count from zero in every trainer.
+        with paddle.utils.unique_name.guard():
+            trainer: PretrainTrainer = job.make_trainer(resolved.config, layout, data, args=args, facts=resolved.facts)
+        _check_resume(resolved, start, trainer, args.max_steps)
+        return trainer
+
+    trainer = build(start)
     if config.do_train:
         say(describe_size(trainer.model, resolved, global_batch_of(args)))
     _open_output(resolved, start)
@@ -123,7 +136,9 @@ def _run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
     if not config.do_train and not config.continue_training:
         say("evaluating random weights; --continue_training 1 loads those of the folder")
     if config.do_train:
-        trainer.train(resume_from_checkpoint=start)
+        first = [trainer]
+        del trainer
+        trainer = train_with_rollbacks(build, start, first)
         job.save(trainer, resolved)
     elif config.do_eval:
         trainer.evaluate()

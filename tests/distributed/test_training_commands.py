@@ -52,9 +52,9 @@ def _run(*words: str, cwd: Path, prefix: tuple[str, ...] = ()) -> subprocess.Com
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
 
 
-def _start(*words: str, cwd: Path) -> subprocess.Popen[str]:
+def _start(*words: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*COMMAND, *words], cwd=cwd, **pipes)
+    return subprocess.Popen([*COMMAND, *words], cwd=cwd, env=env, **pipes)
 
 
 def test_the_output_is_that_of_rank_0_and_the_launcher_has_a_log(uninterrupted):
@@ -169,18 +169,56 @@ if os.environ.get("PADDLE_TRAINER_ID") == "1":
 """
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_the_state_and_the_resumed_job_is_exact(number, corpus, uninterrupted, tmp_path):
+    """The signal arrives in the second step or later; the job is not restarted, although --max_restarts is given."""
+    flags = [*_flags(corpus, tmp_path / "output"), "--nproc_per_node", "2", "--max_restarts", "3"]
+    (tmp_path / "sitecustomize.py").write_text(HOLD)
+    path = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "HOLD": str(tmp_path)}
+    job = _start("pretrain", *flags, cwd=tmp_path, env=os.environ | path)
+    wait_until((tmp_path / "held").exists, 120, "rank 1 has completed its first step")
+    started = descendants(job.pid)
+    job.send_signal(number)
+    (tmp_path / "sent").touch()
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 75, out + err
+    assert f"stopped: {number.name} was received by ranks 0, 1. The state after step" in out
+    assert out.count("Start again to resume.") == 1 and "Restart" not in err and "Traceback" not in out + err
+    assert not list((tmp_path / "output").glob("checkpoint-6"))
+    wait_until(lambda: not running(started), 60, "all processes of the job have ended")
+    again = _run("pretrain", *flags, cwd=tmp_path)
+    assert again.returncode == 0 and "resuming from" in again.stdout, again.stdout + again.stderr
+    assert numbers(tmp_path / "output") == uninterrupted[0]
+
+
+# Holds rank 1 at the beginning of its second step until a signal was sent and has been received.
+HOLD = """
+import os, pathlib, signal, sys, time
+if os.environ.get("PADDLE_TRAINER_ID") == "1":
+    folder = pathlib.Path(os.environ["HOLD"])
+    def wait(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            (folder / "held").touch()
+            while not (folder / "sent").exists() or not stop_request.is_stop_requested():
+                if stop_request.is_stop_requested():
+                    (folder / "received").touch()
+                time.sleep(0.01)
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "paddle_llm.training.rollback":
+                sys.meta_path.remove(self)
+                global stop_request
+                from paddle_llm.parallel.process import stop_request
+                from paddle_llm.training.trainers.step_flow import StepFlow
+                StepFlow.on_step_begin = wait
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_signal_ends_the_job_and_all_its_processes(number, code, corpus, tmp_path):
-    flags = [
-        *_flags(corpus, tmp_path / "output"),
-        "--max_steps",
-        "100000",
-        "--nproc_per_node",
-        "2",
-        "--max_restarts",
-        "3",
-    ]
-    job = _start("pretrain", *flags, cwd=tmp_path)
+    flags = [*_flags(corpus, tmp_path / "output"), "--max_steps", "100000", "--nproc_per_node", "2"]
+    job = _start("pretrain", *flags, "--max_restarts", "3", "--save_on_exit", "0", cwd=tmp_path)
     metrics = tmp_path / "output" / "metrics.jsonl"
     wait_until(lambda: metrics.exists() and metrics.stat().st_size, 120, "the job trains")
     started = descendants(job.pid)
@@ -188,6 +226,22 @@ def test_a_signal_ends_the_job_and_all_its_processes(number, code, corpus, tmp_p
     out, err = job.communicate(timeout=120)
     assert job.returncode == code, err
     assert "Restart" not in err
+    wait_until(lambda: not running(started), 60, "all processes of the job have ended")
+
+
+def test_a_second_ctrl_c_ends_the_job_at_once(corpus, tmp_path):
+    flags = [*_flags(corpus, tmp_path / "output"), "--nproc_per_node", "2", "--max_restarts", "3"]
+    (tmp_path / "sitecustomize.py").write_text(HOLD)
+    path = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "HOLD": str(tmp_path)}
+    job = _start("pretrain", *flags, cwd=tmp_path, env=os.environ | path)
+    wait_until((tmp_path / "held").exists, 120, "rank 1 has completed its first step")
+    started = descendants(job.pid)
+    job.send_signal(signal.SIGINT)
+    wait_until((tmp_path / "received").exists, 60, "rank 1 has received the first Ctrl-C")
+    job.send_signal(signal.SIGINT)
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 130, out + err
+    assert not list((tmp_path / "output").glob("checkpoint-*"))
     wait_until(lambda: not running(started), 60, "all processes of the job have ended")
 
 

@@ -25,6 +25,7 @@ from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT, CountedBat
 from paddle_llm.data.loader import GLOBAL_BATCH_LABELS, GlobalBatchLoader
 from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, PaddedView
 from paddle_llm.parallel.process.parent import worker_initializer
+from paddle_llm.parallel.process.stop_request import is_stop_requested
 from paddle_llm.parallel.zero.stage2 import ShardedGradients
 from paddle_llm.parallel.zero.stage3 import ShardedWeights
 from paddle_llm.training.arguments import check_device, layout_of
@@ -33,7 +34,7 @@ from paddle_llm.training.epochs import global_batch_of, in_global_order
 from paddle_llm.training.evaluation.mean_loss import mean_loss
 from paddle_llm.training.metrics.grad_norm import GradNormReader
 from paddle_llm.training.metrics.meter import Meter
-from paddle_llm.training.metrics.reports import CurveWriter, MetricsFile, ProgressReport, report_first_step
+from paddle_llm.training.metrics.reports import CurveWriter, MetricsFile, ProgressReport, close_reports
 from paddle_llm.training.metrics.step_scalars import StepScalars
 from paddle_llm.training.options import TrainerOptions
 from paddle_llm.training.random_states import seed_random_states
@@ -43,9 +44,11 @@ from paddle_llm.training.step.loss_scaling import unscale_main_gradients
 from paddle_llm.training.step.nan_guard import NanGuard
 from paddle_llm.training.step.optimizer import build_schedule, correct_optimizer
 from paddle_llm.training.trainers.checkpointed_trainer import CheckpointedTrainer
-from paddle_llm.training.trainers.step_flow import StepFlow
+from paddle_llm.training.trainers.step_flow import StepFlow, finish_step
 
 if TYPE_CHECKING:
+    from paddlenlp.trainer.trainer_utils import TrainOutput
+
     from paddle_llm.models.protocols import LanguageModel
 
 
@@ -113,7 +116,7 @@ class PretrainTrainer(CheckpointedTrainer):
             data_ranks=self.layout.data_world_size,
             model_ranks=model_ranks,
         )
-        self.nan_guard = NanGuard(self.options.nan_policy, self)
+        self.nan_guard = NanGuard(self.options, self)
         self.scalars = StepScalars()
         self.grad_norm_reader: GradNormReader | None = None
         self.sharded_gradients: ShardedGradients | None = None
@@ -149,6 +152,13 @@ class PretrainTrainer(CheckpointedTrainer):
         if self.timers is not None:
             say(f"step {self.state.global_step}: {self.timers.log(self.timers.timers.keys(), reset=True)}")
         super()._print_timer()  # prints Paddle's own timers of a pipeline (enable_timer)
+
+    def train(self, resume_from_checkpoint: str | Path | None = None, ignore_keys_for_eval: Any = None) -> TrainOutput:
+        """Train as `CheckpointedTrainer.train` does, and close the reports also if the training does not end normally."""
+        try:
+            return super().train(resume_from_checkpoint, ignore_keys_for_eval)
+        finally:
+            close_reports(self.callback_handler.callbacks)
 
     # --- data --------------------------------------------------------------------------------------------------
 
@@ -279,7 +289,7 @@ class PretrainTrainer(CheckpointedTrainer):
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
         """Keep the loss of a step. The loop calls this once per step with the loss summed since the last call."""
-        self.scalars.start(loss.clone(), self.loss_normalizer.labels)
+        self.scalars.start(loss.clone(), self.loss_normalizer.labels, stop=is_stop_requested())
         self.meter.learning_rate = float(self.optimizer.get_lr())
         # The loop keeps a running sum, which would remain NaN after one non-finite step.
         loss.zero_()
@@ -294,23 +304,7 @@ class PretrainTrainer(CheckpointedTrainer):
     def _maybe_log_save_evaluate(
         self, tr_loss: paddle.Tensor, model: paddle.nn.Layer, epoch: float, ignore_keys_for_eval: Any, **kwargs: Any
     ) -> None:
-        if self.state.global_step != self.meter.step:
-            if not self.scalars.is_read:  # no parameter had a gradient, so no norm was computed
-                self.scalars.read(None)
-            loss, skipped = self.scalars.loss, self.nan_guard.skipped
-            self.meter.end_step(self.state.global_step, loss, labels=self.scalars.labels, skipped=skipped)
-            self._total_loss_scalar += 0.0 if skipped else loss
-            if self.state.global_step == 1 and not self.control.should_log:
-                report_first_step(self.callback_handler.callbacks, self.state.max_steps, self.meter.mean_loss())
-        if self.control.should_log and self.meter.window.steps:
-            consumed = self.state.global_step * self.global_batch
-            row = self.meter.row(grad_norm=self.scalars.grad_norm, consumed_samples=consumed)
-            self.log({**row, "epoch": self.epoch_of(consumed)})
-        metrics = self.evaluate() if self.control.should_evaluate else None
-        if self.control.should_save:
-            self._save_checkpoint(model, metrics=metrics)
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        self.meter.start_step()
+        finish_step(self, model)
 
     # --- evaluation --------------------------------------------------------------------------------------------
 

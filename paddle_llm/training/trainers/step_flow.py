@@ -1,11 +1,17 @@
-"""The callback that measures each step and decides when the training loop logs, evaluates and saves."""
+"""The callback that measures each step and decides when the training loop logs, evaluates and saves; the end of a step."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import paddle
 from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from paddlenlp.trainer.trainer_utils import IntervalStrategy
+
+from paddle_llm.checkpoint.folder import checkpoint_folder
+from paddle_llm.core.console import say
+from paddle_llm.parallel.process.stop_request import AGAIN, agree_on_stop, defer_stop, describe_request, stop
+from paddle_llm.training.metrics.reports import report_first_step
 
 if TYPE_CHECKING:
     from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
@@ -20,11 +26,13 @@ class StepFlow(TrainerCallback):
 
     def __init__(self, trainer: PretrainTrainer):
         self._trainer = trainer
+        self._saved_step: int | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Restore the metrics of a resumed run and start the clock of the first step."""
+        """Restore the metrics of a resumed run and start the clock of the first step. From now on signals are recorded."""
+        defer_stop(True)
         self._trainer.restore_meter()
         self._trainer.meter.start_step()
 
@@ -57,6 +65,82 @@ class StepFlow(TrainerCallback):
         """Clear the flags: the loop's only epoch ends with the last step, after which everything is done."""
         control.should_log = control.should_evaluate = control.should_save = False
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop if a signal has arrived since the last step was saved; a later one ends the process at once."""
+        if agree_on_stop():
+            if self._saved_step == state.global_step:
+                _stop(self._trainer)
+            say("The training has no further steps and writes its results: the signal has no effect.")
+        defer_stop(False)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remember that the state after this step is saved."""
+        self._saved_step = state.global_step
+
 
 def _is_due(strategy: IntervalStrategy, is_last: bool, epoch_ends: bool) -> bool:
     return epoch_ends if strategy == IntervalStrategy.EPOCH else is_last and strategy == IntervalStrategy.STEPS
+
+
+def finish_step(trainer: PretrainTrainer, model: paddle.nn.Layer) -> None:
+    """Count a step, then log, evaluate and save as the flags of the loop request. Collective over all ranks.
+
+    If a rank was asked to stop, the state is saved and the training ends. Signals that arrive before the gradients of
+    the last micro-batch are complete take effect at the end of that step, later ones at the end of the next; those that
+    arrive during an evaluation or while a checkpoint is written, right afterwards.
+
+    Args:
+        trainer: Trainer whose step has ended.
+        model: Network inside fleet's wrapper.
+
+    Raises:
+        StopRequested: If a rank was asked to stop.
+    """
+    stops, spike = False, None
+    if trainer.state.global_step != trainer.meter.step:
+        spike = _count_step(trainer)
+        stops = trainer.scalars.stops
+    if trainer.control.should_log and trainer.meter.window.steps:
+        consumed = trainer.state.global_step * trainer.global_batch
+        row = trainer.meter.row(grad_norm=trainer.scalars.grad_norm, consumed_samples=consumed)
+        trainer.log({**row, "epoch": trainer.epoch_of(consumed)})
+    if spike is not None:  # afterwards, because writing a row clears the flag
+        trainer.log(spike)
+    metrics = None
+    if trainer.control.should_evaluate:
+        metrics = trainer.evaluate()
+        stops = stops or agree_on_stop()
+    if trainer.control.should_save or stops:
+        trainer._save_checkpoint(model, metrics=metrics)
+        trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+        stops = stops or agree_on_stop()
+    if stops:
+        _stop(trainer)
+    trainer.meter.start_step()
+
+
+def _count_step(trainer: PretrainTrainer) -> dict[str, Any] | None:
+    """Add a step to the metrics; return the row about its loss if that is a spike."""
+    scalars, meter, guard, step = trainer.scalars, trainer.meter, trainer.nan_guard, trainer.state.global_step
+    if not scalars.is_read:  # no parameter had a gradient, so no norm was computed
+        scalars.read(None)
+    meter.end_step(step, scalars.loss, labels=scalars.labels, skipped=guard.skipped)
+    trainer._total_loss_scalar += 0.0 if guard.skipped else scalars.loss
+    if step == 1 and not trainer.control.should_log:
+        report_first_step(trainer.callback_handler.callbacks, trainer.state.max_steps, meter.mean_loss())
+    deviations = meter.spikes.add(scalars.mean_loss)
+    if deviations is None:
+        return None
+    say(
+        f"step {step}: the loss {scalars.mean_loss:.4f} is a spike, {deviations:.1f} standard deviations above the mean of the "
+        f"steps before it. {'The update is skipped (--spike_policy skip).' if guard.skipped else 'The step is marked.'}"
+    )
+    return {"step": step, "spike_loss": scalars.mean_loss, "spike_deviations": deviations}
+
+
+def _stop(trainer: PretrainTrainer) -> NoReturn:
+    """End the training after its state was saved. Collective over all ranks."""
+    saved = checkpoint_folder(trainer.args.output_dir, trainer.state.global_step)
+    stop(f"{describe_request()} The state after step {trainer.state.global_step} is in {saved}. {AGAIN}")
