@@ -157,10 +157,22 @@ def test_the_exit_code_of_a_killed_job(tmp_path: Path) -> None:
     assert run("one_card.sh", "x.json", cwd=tmp_path, PYTHON=str(python), MAX_RESTART="0").returncode == 137
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_reaches_the_launcher_which_is_not_restarted(number: int, code: int, tmp_path: Path) -> None:
-    """The launcher gets SIGTERM also for SIGHUP, which it does not handle."""
-    python = _python(tmp_path, "trap 'touch ended; exit 75' TERM INT\ntouch started\nwhile :; do sleep 0.1; done")
+@pytest.mark.parametrize(
+    "number, ends_with, code",
+    [
+        (signal.SIGTERM, 75, 75),  # the ranks have saved their state
+        (signal.SIGUSR1, 75, 75),
+        (signal.SIGTERM, 15, 143),  # Paddle's launcher has ended ranks that do not save
+        (signal.SIGINT, 15, 130),
+        (signal.SIGHUP, 15, 129),
+    ],
+)
+def test_a_signal_reaches_the_launcher_which_is_not_restarted(
+    number: int, ends_with: int, code: int, tmp_path: Path
+) -> None:
+    """The launcher gets SIGTERM as long as it has no ranks."""
+    trap = f"trap 'touch ended; exit {ends_with}' TERM\ntouch started\nwhile :; do sleep 0.1; done"
+    python = _python(tmp_path, trap)
     script = ["bash", str(LAUNCH / "one_card.sh"), "x.json"]
     job = subprocess.Popen(
         script, cwd=tmp_path, env=environment(PYTHON=str(python), MAX_RESTART="3"), stderr=subprocess.PIPE, text=True
@@ -176,6 +188,70 @@ def test_a_number_of_restarts_that_is_none_is_refused(tmp_path: Path) -> None:
     ended = run("one_card.sh", "x.json", cwd=tmp_path, PYTHON=str(python), MAX_RESTART="many")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: MAX_RESTART is 'many'. Use a whole number")
+
+
+def test_a_job_that_was_asked_to_stop_is_not_restarted(tmp_path: Path) -> None:
+    """A rank that got a signal leaves a mark; this process did not get one."""
+    marking = 'mkdir -p "$(dirname "$PADDLE_LLM_STOP_MARK")"\ntouch "$PADDLE_LLM_STOP_MARK"'
+    python = _python(tmp_path, f"echo start\n{marking}\nexit 75")
+    for _ in range(2):  # a mark of an earlier job has no effect
+        ended = run("one_card.sh", "x.json", cwd=tmp_path, PYTHON=str(python), MAX_RESTART="2")
+        assert ended.returncode == 75 and ended.stdout.split() == ["start"], ended.stderr
+
+
+# srun with one task, to which it passes USR1 on; the launcher of that task, which saves when it is asked to stop; scontrol.
+SRUN_WITH_SIGNALS = """#!/bin/bash
+while [[ $1 == -* ]]; do shift; done
+SLURM_NODEID=0 "$@" & task=$!
+trap 'again=1; kill -USR1 $task' USR1
+again=1
+while [[ $again ]]; do again=; wait $task; code=$?; done
+exit $code
+"""
+SAVING_LAUNCHER = """#!/bin/bash
+case $1 in *.py) exec {python} "$@" ;; esac
+trap 'exit {code}' TERM
+touch {started}
+while :; do sleep 0.05; done
+"""
+SCONTROL_REQUEUE = """#!/bin/bash
+if [[ $1 == requeue ]]; then echo "$2" > {requeued}; else echo localhost; fi
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "is_requeued"),
+    [(signal.SIGUSR1, 75, True), (signal.SIGTERM, 75, False), (signal.SIGUSR1, 3, False)],
+    ids=["time limit", "cancelled", "failed while saving"],
+)
+def test_slurm_requeues_a_job_that_has_saved_before_its_time_limit(
+    number: signal.Signals, code: int, is_requeued: bool, tmp_path: Path
+) -> None:
+    started, requeued = tmp_path / "started", tmp_path / "requeued"
+    programs = {
+        "srun": SRUN_WITH_SIGNALS,
+        "scontrol": SCONTROL_REQUEUE.format(requeued=requeued),
+        "launcher": SAVING_LAUNCHER.format(python=sys.executable, started=started, code=code),
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1"}
+    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG_DIR": str(tmp_path / "log")}
+    python = {"PYTHON": str(tmp_path / "launcher"), "DEVICE": "cpu", "RANKS": "1", "MAX_RESTART": "3"}
+    env = environment(**slurm, **paths, **python, SLURM_JOB_ID="4711")
+    with (tmp_path / "out").open("w") as out:
+        job = subprocess.Popen(["bash", str(LAUNCH / "slurm.sbatch"), "x.json"], env=env, stdout=out, stderr=out)
+        wait_until(started.exists, 60, "the launcher has started")
+        job.send_signal(number)
+        assert job.wait(60) == code, (tmp_path / "out").read_text()
+    assert requeued.exists() == is_requeued
+    if is_requeued:
+        assert requeued.read_text() == "4711\n"
+
+
+def test_slurm_is_asked_for_a_signal_before_the_time_limit() -> None:
+    assert "#SBATCH --signal=B:USR1@120\n" in (LAUNCH / "slurm.sbatch").read_text()
 
 
 def test_a_config_file_is_optional(recorder: Path) -> None:
@@ -245,6 +321,8 @@ def test_the_manifest_of_kubernetes_fits_its_configuration() -> None:
     settings = {entry["name"]: entry["value"] for entry in container["env"]}
     assert worker["replicas"] * gpus == ranks and len(settings["GPUS"].split(",")) == gpus
     assert all(isinstance(value, str) for value in settings.values())  # Kubernetes accepts only text
+    assert container["lifecycle"]["preStop"]["exec"]["command"] == ["bash", "-c", "kill -USR1 1"]
+    assert pod["terminationGracePeriodSeconds"] >= 120
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     from paddle_llm.config.run_config import FIELD_NAMES
 

@@ -54,7 +54,9 @@ def _interrupted_and_whole(folder: Path, layout: Layout, plan: tuple) -> dict:
     run, start = config(folder / "stopped"), None
     for target, *when in plan:
         undo = signal_once(*when) if target == rank else (lambda: None)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored since the last stop, as at the end of a process
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # ignored since the last stop, as at the end of a process
         trainer = make_trainer(run, layout)
         try:
             with stop_on_signals(True):

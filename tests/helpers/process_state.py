@@ -50,6 +50,7 @@ RESET: dict[str, Callable[[ModuleType, str], None]] = {
     "paddle_llm.parallel.process.failure_detection:_last_raised": _set(None),
     "paddle_llm.parallel.process.first_rank:_calls": _set(0),
     "paddle_llm.parallel.process.parent:_watching": _set(False),
+    "paddle_llm.parallel.process.stop_request:_current": _set(None),
 }
 
 # Dictionaries that a test leaves as it found them. A fixture of a module may have changed them for all of its tests.

@@ -12,8 +12,7 @@ from tests.helpers.pretrain_jobs import Toy, config, make_trainer, rows
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
 
-@pytest.fixture(scope="module")
-def described() -> dict[str, set[str]]:
+def keys_of_page() -> dict[str, set[str]]:
     """Return the keys of the page by the heading of their table."""
     keys: dict[str, set[str]] = {}
     heading = ""
@@ -23,6 +22,11 @@ def described() -> dict[str, set[str]]:
         elif line.startswith("| `"):
             keys.setdefault(heading, set()).update(re.findall(r"`(\w+)`", line.split("|")[1]))
     return keys
+
+
+@pytest.fixture(scope="module")
+def described() -> dict[str, set[str]]:
+    return keys_of_page()
 
 
 def test_every_row_of_the_page_has_a_unit_and_a_meaning():

@@ -13,6 +13,7 @@ from paddle_llm.core.artifacts import ROLLBACKS
 from paddle_llm.core.errors import TrainingStopped
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.helpers.pretrain_jobs import config, make_trainer, numbers, rows, weights, whole_weights
+from tests.training.test_metrics_page import keys_of_page
 
 SETTINGS = {"do_eval": False, "logging_steps": 1, "save_steps": 2, "max_steps": 8}
 
@@ -64,6 +65,7 @@ def test_the_result_is_that_of_a_run_that_skips_the_step(skipped, tmp_path, caps
     assert all(np.array_equal(skipped[1][name], value) for name, value in weights(trainer.model).items())
     events = [row for row in rows(tmp_path / "output") if "rollback_to_step" in row]
     assert [(row["step"], row["rollback_to_step"], row["rollbacks"]) for row in events] == [(1, 0, 1), (6, 4, 2)]
+    assert set(events[0]) == {key for key in keys_of_page()["Event rows"] if "spike" not in key}
     recorded = json.loads((tmp_path / "output" / ROLLBACKS).read_text())["rollbacks"]
     assert [(one["step"], one["first_sample"], one["last_sample"]) for one in recorded] == [(1, 0, 1), (6, 10, 11)]
     printed = capsys.readouterr().err
@@ -73,7 +75,9 @@ def test_the_result_is_that_of_a_run_that_skips_the_step(skipped, tmp_path, caps
 
 
 def test_after_the_last_rollback_the_training_stops(tmp_path):
-    with pytest.raises(TrainingStopped, match=r"step 6.*The training was rolled back 2 times already \(--max_rollbacks\)"):
+    with pytest.raises(
+        TrainingStopped, match=r"step 6.*The training was rolled back 2 times already \(--max_rollbacks\)"
+    ):
         _train(tmp_path, None, (3, 5, 6), nan_policy="rollback", max_rollbacks=2)
     events = [row["step"] for row in rows(tmp_path / "output") if "rollback_to_step" in row]
     assert events == [3, 5]

@@ -10,6 +10,7 @@ import pytest
 
 from paddle_llm.training.metrics.spikes import THRESHOLD, WINDOW, SpikeMonitor
 from tests.helpers.pretrain_jobs import config, make_trainer, numbers, rows, weights
+from tests.training.test_metrics_page import keys_of_page
 
 
 def monitor(number: int, start: float = 2.0) -> SpikeMonitor:
@@ -79,7 +80,10 @@ def test_a_spike_is_marked(marked):
     events = [row for row in rows(marked[0]) if "spike_loss" in row]
     training = {row["step"]: row for row in rows(marked[0]) if "loss" in row}
     assert [row["step"] for row in events] == [SPIKE]
-    assert events[0]["spike_loss"] == pytest.approx(training[SPIKE]["loss"]) and events[0]["spike_deviations"] > THRESHOLD
+    assert set(events[0]) == {key for key in keys_of_page()["Event rows"] if "rollback" not in key}
+    assert (
+        events[0]["spike_loss"] == pytest.approx(training[SPIKE]["loss"]) and events[0]["spike_deviations"] > THRESHOLD
+    )
     assert [training[step]["loss_spikes"] for step in (SPIKE - 1, SPIKE, 74)] == [0, 1, 1]
     assert training[74]["skipped_steps"] == 0
 

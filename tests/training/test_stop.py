@@ -88,10 +88,10 @@ def test_each_signal_ends_with_code_75_and_one_line(number, tmp_path, monkeypatc
     mark = tmp_path / "mark"
     monkeypatch.setenv(MARK_VARIABLE, str(mark))
     run = config(tmp_path, do_eval=False)
-    with pytest.raises(SystemExit) as end, exit_on_user_error():
-        with signal_at(monkeypatch, number, PretrainTrainer, "training_step", 1) as trainers:
-            trainers.append(make_trainer(run))
-            trainers[0].train()
+    sent = signal_at(monkeypatch, number, PretrainTrainer, "training_step", 1)
+    with pytest.raises(SystemExit) as end, exit_on_user_error(), sent as trainers:
+        trainers.append(make_trainer(run))
+        trainers[0].train()
     assert end.value.code == EXIT_RESUME and mark.exists()
     lines = [line for line in capfd.readouterr().err.splitlines() if number.name in line]
     assert lines[0].startswith(f"{number.name}: the training saves its state at the end of this step and stops.")
@@ -107,10 +107,10 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("tests.training.test_stop.send", interrupt_twice)
-    with pytest.raises(SystemExit) as end, exit_on_user_error():
-        with signal_at(monkeypatch, signal.SIGINT, PretrainTrainer, "training_step", 3) as trainers:
-            trainers.append(make_trainer(config(tmp_path)))
-            trainers[0].train()
+    sent = signal_at(monkeypatch, signal.SIGINT, PretrainTrainer, "training_step", 3)
+    with pytest.raises(SystemExit) as end, exit_on_user_error(), sent as trainers:
+        trainers.append(make_trainer(config(tmp_path)))
+        trainers[0].train()
     assert end.value.code == EXIT_INTERRUPTED
     assert "interrupted. Run the same command again" in capsys.readouterr().err
     assert checkpoints.newest_complete(tmp_path / "output")[0] is None

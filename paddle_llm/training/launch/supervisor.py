@@ -75,26 +75,28 @@ def supervise(
     environment = {**environment, MARK_VARIABLE: str(mark)}
     with contextlib.suppress(OSError):  # it does not exist, or the folder is not usable, which is reported below
         mark.unlink()
-    code, stopped_by = run(command([]), environment)
+    code, signals = run(command([]), environment)
     while (
         code not in (0, EXIT_USER_ERROR, EXIT_STOPPED)
-        and stopped_by is None
+        and signals.first is None
         and not mark.exists()
         and restarts < max_restarts
     ):
         restarts += 1
         say(f"The job ended with exit code {code}. Restart {restarts} of {max_restarts}.")
         environment = {WAIT_VARIABLE: _LOCK_WAIT_SECONDS, **environment}
-        code, stopped_by = run(command(flags_for_restart(started)), environment)
+        code, signals = run(command(flags_for_restart(started)), environment)
     if mark.exists() and code not in _ENDED_BY_ITSELF:  # the launcher has killed ranks that were ending
         return EXIT_RESUME
-    if stopped_by is not None and code not in _ENDED_BY_ITSELF:
-        return EXIT_INTERRUPTED if stopped_by == signal.SIGINT else 128 + stopped_by
+    if signals.interrupts > 1 and code == EXIT_RESUME and not mark.exists():  # a rank has ended before the others
+        return EXIT_INTERRUPTED
+    if signals.first is not None and code not in _ENDED_BY_ITSELF:
+        return EXIT_INTERRUPTED if signals.first == signal.SIGINT else 128 + signals.first
     return code
 
 
-def _run(command: list[str], environment: dict[str, str], log_folder: Path) -> tuple[int, int | None]:
-    """Run the launcher once; return its exit code and the signal that stopped it."""
+def _run(command: list[str], environment: dict[str, str], log_folder: Path) -> tuple[int, _ForwardedSignals]:
+    """Run the launcher once; return its exit code and the signals that arrived meanwhile."""
     own_log = log_folder / LAUNCHER_LOG
     try:
         log_folder.mkdir(parents=True, exist_ok=True)
@@ -113,16 +115,16 @@ def _run(command: list[str], environment: dict[str, str], log_folder: Path) -> t
     stopped = signals.first is not None or Path(environment[MARK_VARIABLE]).exists()
     if job.returncode not in (0, EXIT_USER_ERROR, EXIT_STOPPED) and not stopped:
         _report_failure(own_log, begin, log_folder)
-    return _exit_code(job), signals.first
+    return _exit_code(job), signals
 
 
-def _run_shown(command: list[str], environment: dict[str, str]) -> tuple[int, int | None]:
+def _run_shown(command: list[str], environment: dict[str, str]) -> tuple[int, _ForwardedSignals]:
     """Run the launcher once with this process's stdout and stderr; return as `_run`."""
     with _ForwardedSignals() as signals:
         job = _start(command, environment)
         signals.forward_to(job)
         job.wait()
-    return _exit_code(job), signals.first
+    return _exit_code(job), signals
 
 
 def _start(command: list[str], environment: dict[str, str], **output: Any) -> subprocess.Popen[bytes]:
@@ -147,11 +149,12 @@ class _ForwardedSignals:
 
     Attributes:
         first: First signal that arrived; None if none did.
+        interrupts: Number of times that Ctrl-C was pressed.
     """
 
     def __init__(self) -> None:
         self.first: int | None = None
-        self._interrupts = 0
+        self.interrupts = 0
         self._job: subprocess.Popen[bytes] | None = None
         self._previous: dict[int, Any] = {}
 
@@ -173,8 +176,8 @@ class _ForwardedSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.first = self.first or number
-        self._interrupts += number == signal.SIGINT
-        self._send(signal.SIGKILL if number == signal.SIGINT and self._interrupts > 2 else number)
+        self.interrupts += number == signal.SIGINT
+        self._send(signal.SIGKILL if number == signal.SIGINT and self.interrupts > 2 else number)
 
     def _send(self, number: int) -> None:
         if self._job is None:
