@@ -162,6 +162,12 @@ CASES = [
     ),
     Case("best_model", "--metric_for_best_model loss", notice="no effect without --load_best_model_at_end"),
     Case("save_steps_count", "--save_steps 5 --save_strategy epoch", notice="--save_steps has no effect"),
+    Case(
+        "rollbacks",
+        "--max_rollbacks 2",
+        notice="--max_rollbacks has no effect with --nan_policy stop.",
+        fine="--max_rollbacks 2 --nan_policy rollback",
+    ),
     Case("resume_and_overwrite", "--resume_from_checkpoint x --overwrite_output_dir", notice="continues from that"),
     Case(
         "resume_and_overwrite",
