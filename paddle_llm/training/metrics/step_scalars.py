@@ -8,6 +8,7 @@ was asked to stop are summed over all ranks in one operation.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import paddle
 import paddle.distributed as dist
@@ -66,7 +67,7 @@ class StepScalars:
         given = {**self._pending, "grad_norm": norm}
         on_device = {name: value for name, value in given.items() if isinstance(value, paddle.Tensor)}
         values = paddle.concat([value.astype("float64").reshape([1]) for value in on_device.values()]).tolist()
-        copied = given | dict(zip(on_device, values, strict=True))
+        copied: dict[str, Any] = given | dict(zip(on_device, values, strict=True))
         self.loss, self.labels, self.stops = copied["loss"], copied["labels"], copied["stop_requests"] > 0
         self.mean_loss = copied["loss_sum"] / dist.get_world_size() if "loss_sum" in copied else self.loss
         self.grad_norm = copied["grad_norm"] if norm is not None else self.grad_norm
