@@ -49,6 +49,7 @@ def test_the_blocks_of_a_page_have_a_known_form(page):
 # Flags of other programs, and old names that a page mentions.
 OTHER_FLAGS = {
     *("nodes", "ntasks-per-node", "gpus-per-task", "cpus-per-task", "pid", "no-build-isolation", "write", "quick"),
+    *("signal", "batch"),
     *("do_generation", "intokens", "r", "task_name_or_path", "tgt_length", "host"),
 }
 
