@@ -25,9 +25,10 @@ MASTER=${MASTER:-${PADDLE_MASTER:-}}
 NODES=${NODES:-${PADDLE_NNODES:-}}
 case ${1:-} in "" | -h | --help) main "$@" ;; esac
 if [[ -z $MASTER || -z $NODES ]]; then
-  echo "error: MASTER=HOST:PORT and NODES=N are not both set. Set them; launch/many_machines.sh -h describes them." >&2
-  exit 2
+  refuse "MASTER=HOST:PORT and NODES=N are not both set. Set them; launch/many_machines.sh -h describes them."
 fi
+[[ $MASTER == etcd://* ]] || require_number NODES "$NODES" 1 # etcd permits a range
+[[ -z ${NODE_RANK:-} ]] || require_number NODE_RANK "$NODE_RANK" 0
 # In the launcher these variables override its options. The options below have the same values with names resolved.
 unset PADDLE_MASTER PADDLE_NNODES
 LAUNCH+=(--nnodes "$NODES")
@@ -35,6 +36,7 @@ if [[ $MASTER == etcd://* ]]; then
   LAUNCH+=(--master "$MASTER" --job_id "${JOB_ID:-paddle_llm}" --elastic_level 1 --max_restart "$MAX_RESTART")
   MAX_RESTART=0
 else
+  require_python
   addresses=$("$PYTHON" "$ROOT/launch/addresses.py" "$MASTER") || exit 2
   LAUNCH+=(--master "${addresses% *}" --host "${addresses#* }")
 fi

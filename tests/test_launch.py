@@ -183,11 +183,23 @@ def test_a_signal_reaches_the_launcher_which_is_not_restarted(
     assert job.returncode == code and (tmp_path / "ended").exists() and "Restart" not in err
 
 
-def test_a_number_of_restarts_that_is_none_is_refused(tmp_path: Path) -> None:
-    python = _python(tmp_path, "echo started")
-    ended = run("one_card.sh", "x.json", cwd=tmp_path, PYTHON=str(python), MAX_RESTART="many")
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"MAX_RESTART": "many"}, "MAX_RESTART is 'many'. Use a whole number of at least 0."),
+        ({"RANKS": "0"}, "RANKS is '0'. Use a whole number of at least 1."),
+        ({"NODES": "two"}, "NODES is 'two'. Use a whole number of at least 1."),
+        ({"NODE_RANK": "-1"}, "NODE_RANK is '-1'. Use a whole number of at least 0."),
+        ({"PYTHON": "no_python"}, "PYTHON is 'no_python', which is not a program."),
+        ({"ENTRY": "x.py"}, "ENTRY is 'x.py', which is not a file in "),
+        ({"GPUS": "0,1,0"}, "GPUS=0,1,0 lists card 0 twice."),
+    ],
+)
+def test_a_setting_with_a_wrong_value_is_refused(env: dict[str, str], message: str, recorder: Path) -> None:
+    settings = {"PYTHON": str(recorder), "MASTER": "127.0.0.1:3777", "NODES": "2"} | env
+    ended = run("many_machines.sh", "x.json", cwd=recorder.parent, **settings)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("error: MAX_RESTART is 'many'. Use a whole number")
+    assert ended.stderr.startswith(f"error: {message}") and len(ended.stderr.splitlines()) == 1, ended.stderr
 
 
 def test_a_job_that_was_asked_to_stop_is_not_restarted(tmp_path: Path) -> None:
