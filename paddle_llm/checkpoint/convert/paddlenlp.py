@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from paddle_llm.checkpoint.convert.rank_files import RankFiles
 from paddle_llm.checkpoint.convert.source import MASTER_WEIGHTS, WEIGHTS, Network, Part, Source, SourceTensor
 from paddle_llm.checkpoint.convert.unified_files import OPTIMIZER_INDEX, UnifiedFiles
+from paddle_llm.checkpoint.folder import read_manifest
+from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.model_folder import read_model_facts
-from paddle_llm.core.artifacts import MODEL_CONFIG, TRAINER_STATE
+from paddle_llm.core.artifacts import MANIFEST, MODEL_CONFIG, TRAINER_STATE
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
 from paddle_llm.families.shape import find_family
@@ -68,25 +70,47 @@ def open_paddlenlp(folder: Path, *, allow_pickle: bool = False) -> Source:
         raise UserError(
             f"{folder} lacks {missing[0]}, a weight of the network in its {MODEL_CONFIG}. Copy the checkpoint again."
         )
-    if is_unified:
-        title = "a unified checkpoint of PaddleNLP"
-    else:
-        sharded = isinstance(files, RankFiles) and files.is_sharding_io
-        title = "a sharded checkpoint of PaddleNLP (sharding-io)" if sharded else "a checkpoint of PaddleNLP"
+    title, layout, batch = _origin(folder, files)
     return Source(
         folder,
         title,
         network.family,
         config,
-        files.layout,
+        layout,
         state["global_step"],
         tensors,
         trainer_state=state,
         scheduler=_plain(folder / SCHEDULER),
         scaler=_plain(folder / SCALER),
-        global_batch=_global_batch(state),
-        dropped={file.name: why for pattern, why in _NOT_CONVERTED.items() for file in sorted(folder.glob(pattern))},
+        global_batch=batch or _global_batch(state),
+        dropped=_dropped(folder),
     )
+
+
+def _origin(folder: Path, files: RankFiles | UnifiedFiles) -> tuple[str, Layout, int | None]:
+    """Return the name of a checkpoint's format, its layout, and its global batch if this library recorded it.
+
+    Raises:
+        UserError: If it is an incomplete checkpoint of an earlier version of this library.
+    """
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        title = "a checkpoint of paddle_llm 0.2 or earlier"
+        return title, Layout(**manifest["layout"]), manifest["global_batch"]
+    if isinstance(files, UnifiedFiles):
+        return "a unified checkpoint of PaddleNLP", files.layout, None
+    sharded = "a sharded checkpoint of PaddleNLP (sharding-io)"
+    return sharded if files.is_sharding_io else "a checkpoint of PaddleNLP", files.layout, None
+
+
+def _dropped(folder: Path) -> dict[str, str]:
+    """Return the files that are not converted, several of one kind by their pattern -> reason."""
+    found = {}
+    for pattern, why in _NOT_CONVERTED.items():
+        names = sorted(file.name for file in folder.glob(pattern))
+        if names:
+            found[names[0] if len(names) == 1 else f"{pattern} ({len(names)} files)"] = why
+    return found
 
 
 def _refuse_adapters(folder: Path) -> None:
