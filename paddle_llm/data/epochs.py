@@ -29,6 +29,10 @@ class ShuffledEpochs:
     def __getitem__(self, index: int) -> Sample:
         return self._dataset[self._locate(index)[1]]
 
+    def extend(self, length: int) -> None:
+        """Continue the order to another length; the samples so far do not change."""
+        self._length = max(self._length, length)
+
     def sample_ids(self, index: int) -> str:
         """Return a readable origin of a sample: its epoch and number."""
         epoch, sample = self._locate(index)

@@ -23,12 +23,16 @@ class GlobalBatchSampler(DistributedBatchSampler):
     the number of the epoch has no effect.
 
     Args:
-        total_samples: Length of the global order.
+        total_samples: Length of the global order; with `skipped`, the number of steps of the training times G.
         micro_batch_size: b, samples per rank and micro-step.
         gradient_accumulation_steps: A, micro-steps per step.
         data_rank: r, rank among the data and sharding parallel ranks.
         data_world_size: D, number of these ranks.
         consumed_samples: Position in the order at which the first global batch starts; earlier samples are not read.
+
+    Attributes:
+        skipped: Difference between the position in the global order and steps times G, of a training that has changed its
+            global batch; may be negative; 0 by default.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class GlobalBatchSampler(DistributedBatchSampler):
             drop_last=True,
             consumed_samples=consumed_samples,
         )
-        self.total_samples = total_samples
+        self.total_samples, self.skipped = total_samples, 0
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.global_batch_size = micro_batch_size * gradient_accumulation_steps * data_world_size
 
@@ -58,7 +62,7 @@ class GlobalBatchSampler(DistributedBatchSampler):
         start = self.consumed_samples
         while start + self.global_batch_size <= self.total_samples:
             for micro_step in range(self.gradient_accumulation_steps):
-                first = start + (micro_step * self.nranks + self.local_rank) * self.batch_size
+                first = self.skipped + start + (micro_step * self.nranks + self.local_rank) * self.batch_size
                 yield list(range(first, first + self.batch_size))
             start += self.global_batch_size
 

@@ -20,7 +20,7 @@ from paddle_llm.data.samples.encoded_samples import encode_all
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.methods.prompt import PromptedDataset
-from paddle_llm.training.epochs import global_batch_of
+from paddle_llm.training.epochs import global_batch_of, position_of
 
 Samples = InstructionDataset | PackedDataset | PromptedDataset
 
@@ -139,9 +139,9 @@ def set_steps(config: RunConfig, args: TrainingArguments, rows: int) -> None:
     """
     if args.max_steps > 0:
         return
-    batch, wanted = global_batch_of(args), config.num_train_epochs * rows
-    args.max_steps = math.ceil(wanted / batch)
-    more = args.max_steps * batch - math.ceil(wanted)
+    batch, wanted, position = global_batch_of(args), config.num_train_epochs * rows, position_of(args)
+    args.max_steps = position.step + math.ceil(max(wanted - position.samples, 0) / batch)
+    more = max(position.samples_at(args.max_steps, batch) - math.ceil(wanted), 0)
     filled = f", the last one filled with {counted(more, 'row')} of the next epoch" if more else ""
     epochs = f"{config.num_train_epochs:g} {'epoch' if config.num_train_epochs == 1 else 'epochs'}"
     steps = f"{counted(args.max_steps, 'step')} of {counted(batch, 'row')}"

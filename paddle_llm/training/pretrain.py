@@ -21,7 +21,7 @@ from paddle_llm.families.facts import ModelFacts
 from paddle_llm.models.build import build_model
 from paddle_llm.models.chatglm_pretrain import sample_transform
 from paddle_llm.models.weights.full_weights import family_name
-from paddle_llm.training.epochs import global_batch_of, report_length
+from paddle_llm.training.epochs import global_batch_of, position_of, report_length
 from paddle_llm.training.evaluation.generation_settings import generation_settings
 from paddle_llm.training.options import trainer_options, weights_dtype
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
@@ -64,9 +64,12 @@ def load_data(resolved: Resolved, args: TrainingArguments) -> PretrainData:
     config, facts = resolved.config, resolved.facts
     assert facts is not None
     tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path)
-    train = training_samples(config, global_batch_of(args)) if config.do_train else 0
+    batch, position = global_batch_of(args), position_of(args)
+    train = training_samples(config, batch) if config.do_train else 0
     if train:
-        report_length(resolved, train // global_batch_of(args))
+        steps = config.max_steps if config.max_steps > 0 else position.steps_of(train, batch)
+        train = position.samples_at(steps, batch)
+        report_length(resolved, steps)
     evaluation = config.eval_iters * args.per_device_eval_batch_size * resolved.layout.data_world_size
     splits = build_pretrain_datasets(
         config,
