@@ -12,6 +12,7 @@ ADAPTER_FOLDER = "adapter"
 
 # ---- checkpoint
 MANIFEST = "manifest.json"
+CHECKPOINT_INDEX = "index.json"
 TRAINER_STATE = "trainer_state.json"
 TRAINING_ARGS = "training_args.bin"
 METER_STATE = "meter.json"

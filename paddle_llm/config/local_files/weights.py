@@ -9,6 +9,7 @@ The order is that of the libraries that write the folders: `_get_resolved_checkp
 4. `model_state.pdparams.index.json`
 5. `model_state.pdparams`
 6. `pytorch_model.bin`, then `pytorch_model.bin.index.json`; only with --allow_pickle
+7. `index.json` of a checkpoint of this library
 
 An index names the file of every tensor. Files that look like weights and are not read are reported.
 """
@@ -21,7 +22,16 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from paddle_llm.core.artifacts import ADAPTER_CONFIG, MODEL_CONFIG, PDPARAMS, SAFETENSORS, TORCH_WEIGHTS, TRAINING_ARGS
+from paddle_llm.core.artifacts import (
+    ADAPTER_CONFIG,
+    CHECKPOINT_INDEX,
+    MANIFEST,
+    MODEL_CONFIG,
+    PDPARAMS,
+    SAFETENSORS,
+    TORCH_WEIGHTS,
+    TRAINING_ARGS,
+)
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 
@@ -56,7 +66,8 @@ class WeightChoice:
 
 def has_weights(folder: Path) -> bool:
     """Return whether a folder has weights that are read without --allow_pickle; they may be incomplete."""
-    return _first(folder, _ORDER) is not None or _named_in_config(folder) is not None
+    found = _first(folder, _ORDER) or _checkpoint_index(folder)
+    return found is not None or _named_in_config(folder) is not None
 
 
 def choose_weights(folder: Path, *, allow_pickle: bool = False) -> WeightChoice:
@@ -70,11 +81,13 @@ def choose_weights(folder: Path, *, allow_pickle: bool = False) -> WeightChoice:
         UserError: If the folder has no weights, an index is broken, or a file that it names does not exist.
     """
     named = _named_in_config(folder)
-    first = named or _first(folder, (*_ORDER, *_PICKLE_ORDER) if allow_pickle else _ORDER)
+    first = named or _first(folder, (*_ORDER, *_PICKLE_ORDER) if allow_pickle else _ORDER) or _checkpoint_index(folder)
     if first is None:
         raise UserError(_why_none(folder))
     if not _exists(first):
         raise UserError(f"{first} does not exist or is a broken link: {_target(first)}. Download the file again.")
+    if first.name == CHECKPOINT_INDEX:
+        return WeightChoice((first,))
     if not first.name.endswith(_INDEX):
         return WeightChoice((first,), unread=_unread(folder, {first}))
     index = _read_index(first)
@@ -85,6 +98,12 @@ def choose_weights(folder: Path, *, allow_pickle: bool = False) -> WeightChoice:
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
     """Return the first existing file. A broken link counts as existing, so that it is reported instead of reading another file."""
     return next((folder / name for name in names if (folder / name).is_file() or (folder / name).is_symlink()), None)
+
+
+def _checkpoint_index(folder: Path) -> Path | None:
+    """Return the index of a checkpoint."""
+    index = folder / CHECKPOINT_INDEX
+    return index if index.is_file() and (folder / MANIFEST).is_file() else None
 
 
 def _named_in_config(folder: Path) -> Path | None:

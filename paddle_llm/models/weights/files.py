@@ -2,7 +2,8 @@
 
 Safetensors (one file, or several with an index) are mapped into memory, so that a slice costs only its own pages.
 PaddleNLP's .pdparams (one, or several with an index) are mapped likewise (`paddle_pickles.py`); Paddle reads files of
-older versions, one whole file at a time. torch's pickles are read if that is allowed (`torch_pickles.py`).
+older versions, one whole file at a time. Checkpoints of any layout are read by their index (`checkpoint_parts.py`), torch's
+pickles if that is allowed (`torch_pickles.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from paddle_llm.core.atomic_output import allow_readers
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
+from paddle_llm.models.weights.checkpoint_parts import SplitTensor, scan_checkpoint
 from paddle_llm.models.weights.paddle_pickles import PickledTensor, RefusedPickle, scan_paddle_pickle
 from paddle_llm.models.weights.torch_pickles import scan_torch_pickle
 
@@ -59,7 +61,7 @@ class _Entry:
         begin: First byte in the file.
         end: Byte after the last one.
         strides: Strides in elements; None: row by row.
-        pickled: Location in a .pdparams that can be mapped.
+        located: Location in a .pdparams that can be mapped, or in a checkpoint.
     """
 
     file: Path
@@ -68,7 +70,7 @@ class _Entry:
     begin: int = 0
     end: int = 0
     strides: tuple[int, ...] | None = None
-    pickled: PickledTensor | None = None
+    located: PickledTensor | SplitTensor | None = None
 
 
 class WeightFiles:
@@ -112,7 +114,7 @@ class WeightFiles:
             )
 
     def _scan(self, file: Path) -> dict[str, _Entry]:
-        scans = {".pdparams": self._scan_pdparams, ".bin": self._scan_torch_pickle}
+        scans = {".pdparams": self._scan_pdparams, ".bin": self._scan_torch_pickle, ".json": self._scan_checkpoint}
         try:
             return scans.get(file.suffix, self._scan_safetensors)(file)
         except OSError as error:
@@ -156,8 +158,8 @@ class WeightFiles:
         bf16 is returned as bits in uint16.
         """
         entry = self._entries[name]
-        if entry.pickled is not None:
-            return entry.pickled.view()
+        if entry.located is not None:
+            return entry.located.view()
         if entry.file.suffix == ".pdparams":
             return self._pdparams(entry.file)[name]
         if entry.dtype not in _NUMPY:
@@ -211,7 +213,11 @@ class WeightFiles:
             return {
                 name: _Entry(file, value.dtype.name, tuple(value.shape)) for name, value in self._pdparams(file).items()
             }
-        return {name: _Entry(file, one.dtype.name, one.shape, pickled=one) for name, one in found.items()}
+        return {name: _Entry(file, one.dtype.name, one.shape, located=one) for name, one in found.items()}
+
+    def _scan_checkpoint(self, file: Path) -> dict[str, _Entry]:
+        self.format = "np"
+        return {name: _Entry(file, one.dtype, one.shape, located=one) for name, one in scan_checkpoint(file).items()}
 
     def _scan_torch_pickle(self, file: Path) -> dict[str, _Entry]:
         self.format = "pt"
