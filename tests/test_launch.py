@@ -507,8 +507,7 @@ def restart_flags(started: float, *arguments: str) -> list[str]:
 
 
 def test_a_restart_continues_from_the_newest_checkpoint_of_the_run(tmp_path: Path) -> None:
-    from paddle_llm.checkpoint.folder import write_manifest
-    from paddle_llm.config.layout import Layout
+    from tests.helpers.checkpoints import save_checkpoint
 
     config, output = tmp_path / "config.json", tmp_path / "output"
     config.write_text(json.dumps({"output_dir": str(output)}))
@@ -519,8 +518,7 @@ def test_a_restart_continues_from_the_newest_checkpoint_of_the_run(tmp_path: Pat
     assert restart_flags(now - 60, str(config)) == ["--overwrite_output_dir", "1"]
     assert restart_flags(now + 60, str(config)) == []  # the folder of an older run must not be overwritten
     for step in (2, 10):
-        (output / f"checkpoint-{step}").mkdir()
-        write_manifest(output / f"checkpoint-{step}", step=step, layout=Layout(), global_batch=1)
+        save_checkpoint(output, step)
     assert restart_flags(now - 60, str(config)) == ["--resume_from_checkpoint", str(output / "checkpoint-10")]
     assert restart_flags(now + 60, str(config)) == []  # the checkpoint that the command chooses is kept
     assert (

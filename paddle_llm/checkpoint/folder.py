@@ -1,8 +1,8 @@
-"""The folder of a checkpoint: complete or absent.
+"""The folders of checkpoints in an output folder: list, choose, check, rotate.
 
-A checkpoint is written to `.saving-<step>/`. Its last file is a manifest of all its files. When every rank has
-finished, the folder is renamed to `checkpoint-<step>/`. A folder is complete if it has a manifest and every file has
-the size that the manifest records.
+A checkpoint is written to `.saving-<step>/`, its manifest last, and renamed to `checkpoint-<step>/` (format/). A folder
+without a valid manifest is not a checkpoint. Checkpoints of version 0.2 and earlier have another manifest, which records
+the sizes of the files.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.checkpoint.format.manifest import has_this_format
+from paddle_llm.checkpoint.format.verify import problem_of
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.artifacts import (
     ADAPTER_CONFIG,
@@ -63,45 +64,14 @@ def clear_staging(output_dir: str | Path) -> None:
         shutil.rmtree(leftover)
 
 
-def write_manifest(
-    folder: Path,
-    *,
-    step: int,
-    layout: Layout,
-    global_batch: int,
-    identity: dict[str, Any] | None = None,
-    settings: dict[str, Any] | None = None,
-) -> None:
-    """Write the manifest, the last file of a checkpoint.
-
-    Args:
-        folder: Folder with all other files.
-        step: Optimizer step of the checkpoint.
-        layout: Layout of the job.
-        global_batch: Samples per optimizer step.
-        identity: Network and data, compared by `check_identity`.
-        settings: Settings of the training, compared by `check_settings`.
-    """
-    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-    record = {
-        "step": step,
-        "layout": asdict(layout),
-        "global_batch": global_batch,
-        "identity": identity,
-        "settings": settings,
-        "files": files,
-    }
-    (folder / MANIFEST).write_text(json.dumps(record, indent=1))
-
-
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Read the manifest of a checkpoint and check that it is complete.
+    """Read the manifest of a checkpoint and check that it is complete; digests of tensors are not compared.
 
     Raises:
-        UserError: If the manifest or a file is missing, or a file has another size.
+        UserError: If the manifest or a file is missing or damaged, or a file has another size.
     """
     folder = Path(folder)
-    problem = _why_incomplete(folder)
+    problem = why_incomplete(folder)
     if problem:
         raise UserError(f"{folder} is not a complete checkpoint: {problem}. {_remedy(folder)}")
     return dict(json.loads((folder / MANIFEST).read_text()))
@@ -113,7 +83,7 @@ def read_weights_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the manifest is missing, or a file of the weights is missing or has another size.
     """
-    problem = _why_incomplete(folder, _WEIGHT_FILES)
+    problem = why_incomplete(folder, _WEIGHT_FILES)
     if problem:
         raise UserError(f"{folder} is not a complete checkpoint: {problem}. Choose another checkpoint.")
     return dict(json.loads((folder / MANIFEST).read_text()))
@@ -136,15 +106,23 @@ def step_of(folder: str | Path) -> int:
     return int(read_manifest(folder)["step"])
 
 
-def _why_incomplete(folder: Path, names: re.Pattern[str] = _ALL_FILES) -> str | None:
-    """Return what is wrong with a checkpoint folder, or None.
+def is_old(folder: str | Path) -> bool:
+    """Return whether a checkpoint is of version 0.2 or earlier."""
+    return not has_this_format(Path(folder))
+
+
+def why_incomplete(folder: Path, names: re.Pattern[str] = _ALL_FILES) -> str | None:
+    """Return what is wrong with a checkpoint folder, or None; digests of tensors are not compared.
 
     Args:
         folder: The folder.
-        names: Pattern of the names of the files to check, matched at their beginning.
+        names: Pattern of the names of the files to check, matched at their beginning, in a checkpoint of version 0.2 or
+            earlier; all files are checked in others.
     """
     if not folder.is_dir():
         return "the folder does not exist"
+    if not is_old(folder):
+        return problem_of(folder)
     try:
         record = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
@@ -170,15 +148,19 @@ def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     return sorted((int(match.group(1)), path) for match, path in found if match)
 
 
-def newest_complete(output_dir: str | Path) -> tuple[Path | None, list[str]]:
+def newest_complete(output_dir: str | Path, damaged: Mapping[Path, str] | None = None) -> tuple[Path | None, list[str]]:
     """Find the newest complete checkpoint of a run.
+
+    Args:
+        output_dir: Output folder of the run.
+        damaged: Checkpoints that a full verification has found to be damaged, and what is wrong with them.
 
     Returns:
         Folder of the checkpoint (None if there is none), and a line for each newer checkpoint that is incomplete.
     """
     skipped: list[str] = []
     for _, folder in reversed(list_checkpoints(output_dir)):
-        problem = _why_incomplete(folder)
+        problem = (damaged or {}).get(folder) or why_incomplete(folder)
         if problem is None:
             return folder, skipped
         skipped.append(f"skipped checkpoint {folder}: {problem}.")
@@ -208,24 +190,49 @@ def set_aside_newer(output_dir: str | Path, start: Path) -> list[tuple[Path, Pat
     return moved
 
 
-def check_layout(folder: str | Path, layout: Layout, global_batch: int) -> None:
-    """Check that a checkpoint was saved with the layout and the global batch of this job.
+def check_layout(folder: str | Path, layout: Layout, global_batch: int) -> list[str]:
+    """Compare the layout and the global batch of a job with those of the checkpoint from which it resumes.
+
+    Args:
+        folder: The checkpoint.
+        layout: Layout of the job.
+        global_batch: Samples per optimizer step of the job.
+
+    Returns:
+        Lines to report about differences.
 
     Raises:
-        UserError: If the layout or the global batch differs.
+        UserError: If they differ and the checkpoint is of version 0.2 or earlier, which depends on both.
     """
     manifest = read_manifest(folder)
-    saved = Layout(**manifest["layout"])
+    saved, was = Layout(**manifest["layout"]), manifest["global_batch"]
+    if is_old(folder):
+        _check_same(folder, saved, layout, was, global_batch)
+        return [
+            f"{folder} has the format of version 0.2: it is read on its own layout; new checkpoints have the new format"
+        ]
+    lines = []
+    if saved != layout:
+        lines.append(f"{folder} was saved on layout {saved} and is resumed on layout {layout}")
+    if was != global_batch:
+        lines.append(
+            f"{folder} was saved with a global batch of {was} samples, and this job has {global_batch}: it continues at the next "
+            "sample that was not used"
+        )
+    return lines
+
+
+def _check_same(folder: str | Path, saved: Layout, layout: Layout, was: int, global_batch: int) -> None:
     if saved != layout:
         raise UserError(
             f"{folder} was saved with layout {saved}, but this job has layout {layout}. Resume with the same degrees, or start "
             "from the model folder with --continue_training 1 (new optimizer state)."
         )
-    if manifest["global_batch"] != global_batch:
+    if was != global_batch:
         raise UserError(
-            f"{folder} was saved with a global batch of {manifest['global_batch']} samples, but this job has {global_batch}: "
+            f"{folder} was saved with a global batch of {was} samples, but this job has {global_batch}: "
             "it would not continue at the same sample. Set --gradient_accumulation_steps or --per_device_train_batch_size "
-            f"so that the global batch is {manifest['global_batch']}."
+            f"so that the global batch is {was}."
         )
 
 
@@ -281,7 +288,7 @@ def _other_samples(saved: dict[str, Any], identity: dict[str, Any]) -> bool:
 
 
 def rotate(output_dir: str | Path, keep: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints.
+    """Delete the oldest checkpoints, but neither the best one nor the newest complete one.
 
     Args:
         output_dir: Output folder of the run.
@@ -292,6 +299,8 @@ def rotate(output_dir: str | Path, keep: int | None, best: str | None) -> None:
         return
     folders = [folder for _, folder in list_checkpoints(output_dir)]
     deletable = [folder for folder in folders if best is None or Path(best).resolve() != folder.resolve()]
-    for folder in deletable[: max(0, len(folders) - keep)]:
-        if folder != folders[-1]:
+    doomed = deletable[: max(0, len(folders) - keep)]
+    newest = newest_complete(output_dir)[0] if doomed else None
+    for folder in doomed:
+        if folder not in (folders[-1], newest):
             shutil.rmtree(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from paddle_llm.checkpoint import folder as checkpoints
@@ -22,7 +22,13 @@ _FILES_OF_A_RUN = (
 
 
 def choose_start(
-    output_dir: str, *, do_train: bool, overwrite: bool, resume: str | bool | None, inputs: Iterable[str | None] = ()
+    output_dir: str,
+    *,
+    do_train: bool,
+    overwrite: bool,
+    resume: str | bool | None,
+    inputs: Iterable[str | None] = (),
+    damaged: Mapping[Path, str] | None = None,
 ) -> tuple[Path | None, list[str]]:
     """Decide from where a run starts. Called by one process.
 
@@ -35,6 +41,7 @@ def choose_start(
         resume: Checkpoint folder; True or None for the newest complete checkpoint, if there is one; False to start
             again.
         inputs: Folders that the run reads, such as its model.
+        damaged: Checkpoints that a full verification has found to be damaged, and what is wrong with them.
 
     Returns:
         Checkpoint to resume from (None to start at the first step), and lines to report.
@@ -47,12 +54,15 @@ def choose_start(
     check_writable(output)
     if isinstance(resume, str):
         checkpoints.read_manifest(resume)
+        problem = (damaged or {}).get(Path(resume))
+        if problem is not None:
+            raise UserError(f"{resume} is damaged: {problem}. Choose another checkpoint.")
         return Path(resume), []
     if not do_train or (overwrite and resume is not True):
         if do_train:
             _check_keeps_inputs(output, inputs)
         return None, []
-    newest, skipped = (None, []) if resume is False else checkpoints.newest_complete(output)
+    newest, skipped = (None, []) if resume is False else checkpoints.newest_complete(output, damaged)
     if newest is not None:
         return newest, [*skipped, f"resuming from {newest} (to start again: --overwrite_output_dir)"]
     if resume is True:

@@ -32,6 +32,7 @@ WITHOUT_EFFECT = frozenset(
         *("recompute", "recompute_granularity", "recompute_use_reentrant", "no_recompute_layers"),
         *("pp_recompute_interval", "offload_recompute_inputs", "offload_optim", "release_grads"),
         *("nan_policy", "max_rollbacks", "spike_policy", "allow_pickle", "continue_training", "deterministic"),
+        *("verify_checkpoint", "save_failure"),
     }
 )
 # Settings that are read at the first step only, or whose content is compared instead of the path.
@@ -47,6 +48,7 @@ CHECKED_ELSEWHERE = frozenset(
     {
         *("tensor_parallel_degree", "pipeline_parallel_degree", "virtual_pp_degree", "sequence_parallel"),
         *("sharding", "sharding_parallel_degree", "data_parallel_degree", "hybrid_parallel_topo_order"),
+        *("tensor_parallel_config", "pipeline_parallel_config", "sharding_parallel_config"),
         *("per_device_train_batch_size", "gradient_accumulation_steps", "num_hidden_layers"),
         *(MethodFields.model_fields.keys() - {"label_smoothing", "lr_decay_ratio"}),
     }

@@ -62,7 +62,6 @@ _DERIVED = (
     "pipeline_parallel_degree",
     "sharding_parallel_degree",
     "sep_parallel_degree",
-    "unified_checkpoint_config",  # PaddleNLP splits it into a list of words
 )
 
 

@@ -12,23 +12,25 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A callback whose state is part of a checkpoint. Each rank saves and restores its own state.
+    """A callback whose state is part of a checkpoint. All ranks have the same state and restore it, on any layout.
+
+    A callback with values per weight follows `checkpoint.training_state.collect.TensorState` as well.
 
     Attributes:
-        state_name: Prefix of the file name in a checkpoint: `<state_name>_<rank>.pdstate`.
+        state_name: Name of the state in a checkpoint.
     """
 
     state_name: str
 
     def state(self) -> dict[str, Any]:
-        """Return the state for a checkpoint."""
+        """Return the state for a checkpoint: numbers, text, lists and dictionaries."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a state that `state` returned.
 
         Args:
-            state: State of this rank.
+            state: The state.
         """
         ...
 

@@ -25,6 +25,7 @@ class TrainerOptions:
         peak_flops: Peak FLOPs per second of one device, for MFU; None if unknown.
         curves: Whether VisualDL curves are written beside metrics.jsonl.
         offload_weights: Whether weights that are not in use are kept in host memory in sharding stage 3.
+        continue_without_save: Whether the training continues if a checkpoint cannot be written.
     """
 
     min_learning_rate: float = 0.0
@@ -36,6 +37,7 @@ class TrainerOptions:
     peak_flops: float | None = None
     curves: bool = True
     offload_weights: bool = False
+    continue_without_save: bool = False
 
 
 def weights_dtype(config: RunConfig) -> str:
@@ -64,4 +66,5 @@ def trainer_options(config: RunConfig, facts: ModelFacts) -> TrainerOptions:
         peak_flops=None if name is None else peak_flops(name, precision),
         curves="visualdl" in config.report_to or "all" in config.report_to,
         offload_weights=config.sharding_offload,
+        continue_without_save=config.save_failure == "continue",
     )

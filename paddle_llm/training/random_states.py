@@ -29,7 +29,7 @@ from paddle_llm.parallel.mesh import current_mesh
 _REPLICATED, _SPLIT, _WEIGHTS = "global_seed", "local_seed", "model_parallel_rng"
 
 
-def seed_random_states(layout: Layout, seed: int, named: bool) -> None:
+def seed_random_states(layout: Layout, seed: int, named: bool, step: int = 0) -> None:
     """Set this rank's random states, replacing those that PaddleNLP's trainer has set.
 
     Args:
@@ -37,9 +37,15 @@ def seed_random_states(layout: Layout, seed: int, named: bool) -> None:
         seed: Seed of the training.
         named: Whether the trainer's checkpoints contain named states (PaddleNLP: in hybrid layouts); otherwise every
             value is drawn from the default state.
+        step: Optimizer step at which the training continues on another layout; then Python's and numpy's states are set,
+            too.
     """
     mesh = current_mesh(layout)
     position = [mesh.data_rank, mesh.pipeline.rank]
+    if step:
+        seed = _mixed(seed, 4, step)
+        random.seed(_mixed(seed, 5, *position))
+        np.random.seed(_mixed(seed, 6, *position))
     tracker = get_rng_state_tracker()
     had_weights = _WEIGHTS in tracker.states_
     tracker.reset()
@@ -67,6 +73,27 @@ def random_states() -> dict[str, Any]:
         "device": device.get_state(),
         "named": named,
     }
+
+
+def describe_states(states: dict[str, Any]) -> dict[str, Any]:
+    """Return what `random_states` returned with numbers and text in place of Paddle's objects, for a checkpoint."""
+    named = {name: _describe(state) for name, state in states["named"].items()}
+    return {**states, "cpu": _describe(states["cpu"]), "device": _describe(states["device"]), "named": named}
+
+
+def states_of_description(described: dict[str, Any]) -> dict[str, Any]:
+    """Reverse `describe_states`."""
+    named = {name: _state_of(state) for name, state in described["named"].items()}
+    return {**described, "cpu": _state_of(described["cpu"]), "device": _state_of(described["device"]), "named": named}
+
+
+def has_dropout(model: paddle.nn.Layer) -> bool:
+    """Return whether a network drops values at random in training."""
+    config = getattr(model, "config", None)
+    keys = vars(config) if config is not None else {}
+    if any("dropout" in key and isinstance(value, float) and value > 0 for key, value in keys.items()):
+        return True
+    return any(isinstance(layer, paddle.nn.Dropout) and layer.p > 0 for layer in model.sublayers())
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
@@ -97,6 +124,20 @@ def restore_random_states(states: dict[str, Any]) -> None:
     for name, state in states["named"].items():
         with tracker.rng_state(name):
             device.set_state(state)
+
+
+def _describe(state: Any) -> dict[str, Any]:
+    """Return the content of Paddle's GeneratorState; `engine` is the text of C++'s std::mt19937_64."""
+    device, seed, offset, engine = state.__getstate__()
+    return {"device": device, "seed": seed, "offset": offset, "engine": bytes(engine).decode("latin-1")}
+
+
+def _state_of(described: dict[str, Any]) -> Any:
+    kind = paddle.base.core.GeneratorState
+    state = kind.__new__(kind)
+    engine = list(described["engine"].encode("latin-1"))
+    state.__setstate__((described["device"], described["seed"], described["offset"], engine))
+    return state
 
 
 def _device_kind() -> str:

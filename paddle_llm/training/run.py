@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paddle_llm.checkpoint.folder import check_layout, step_of
+from paddle_llm.checkpoint.folder import check_layout, is_old, step_of
 from paddle_llm.checkpoint.output_folder import check_writable, open_output_folder
 from paddle_llm.checkpoint.output_lock import hold_output_folder, release_output_folder
 from paddle_llm.checkpoint.settings import changed_data_settings, check_length, check_settings, record_of
@@ -34,7 +34,7 @@ from paddle_llm.parallel.process.parent import end_with_launcher, first_rank_rep
 from paddle_llm.parallel.process.scheduler import translate_scheduler
 from paddle_llm.parallel.process.start import start_process
 from paddle_llm.parallel.process.stop_request import install_again, stop_on_signals
-from paddle_llm.training.epochs import global_batch_of
+from paddle_llm.training.epochs import global_batch_of, set_position
 from paddle_llm.training.launch.preflight import JOB_RULES, start_of
 from paddle_llm.training.metrics.size import describe_size
 
@@ -158,23 +158,40 @@ def _with_downloaded_model(resolved: Resolved) -> Resolved:
 
 
 def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
-    """Return the checkpoint to resume from, or None. The first rank locks the output folder and writes nothing else."""
+    """Return the checkpoint to resume from, or None. The first rank locks the output folder and writes nothing else.
+
+    All ranks verify it. A damaged one is passed over, unless the user has named it.
+    """
+    from paddle_llm.checkpoint.training_state.verification import problem_on_any_rank
+    from paddle_llm.training.trainers.start import Start
+
     config = resolved.config
+    damaged: dict[Path, str] = {}
 
-    def choose() -> str | None:
-        check_writable(Path(config.output_dir))
-        hold_output_folder(config.output_dir)
-        start, lines = start_of(config)
-        for line in lines:
-            say(line)
-        if start is not None:
-            check_layout(start, resolved.layout, global_batch_of(args))
-            for line in check_settings(start, resolved):
-                say(line)
-        return str(start) if start else None
+    def choose() -> tuple[str | None, list[str]]:
+        if not damaged:
+            check_writable(Path(config.output_dir))
+            hold_output_folder(config.output_dir)
+        start, lines = start_of(config, damaged)
+        return (str(start) if start else None), lines
 
-    start = on_first_rank(choose)
-    return Path(start) if start else None
+    while True:
+        name, lines = on_first_rank(choose)
+        start = Path(name) if name else None
+        problem = None
+        if start is not None and not is_old(start):
+            problem = problem_on_any_rank(start, config.verify_checkpoint)
+        if start is None or problem is None:
+            break
+        damaged[start] = problem
+    for line in lines:
+        say(line)
+    if start is None:
+        return None
+    for line in check_layout(start, resolved.layout, global_batch_of(args)) + check_settings(start, resolved):
+        say(line)
+    set_position(args, Start.of(start).position)
+    return start
 
 
 def _check_resume(resolved: Resolved, start: Path | None, trainer: PretrainTrainer, steps: int) -> None:

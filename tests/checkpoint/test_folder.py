@@ -9,19 +9,19 @@ import pytest
 from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.checkpoint.output_folder import choose_start, open_output_folder
 from paddle_llm.config.layout import Layout
-from paddle_llm.core.atomic_output import publish
 from paddle_llm.core.errors import UserError
+from tests.helpers.checkpoints import RANK_FILE, save_checkpoint, write_old_manifest
 
-ONE_PROCESS = Layout()
+_save = save_checkpoint
 
 
-def _save(output, step, layout=ONE_PROCESS):
-    staged = checkpoints.staging_folder(output, step) / f"checkpoint-{step}"
-    staged.mkdir(parents=True)
-    (staged / "model_state.pdparams").write_bytes(b"x" * 100)
-    (staged / "optimizer.pdopt").write_bytes(b"y" * 50)
-    checkpoints.write_manifest(staged, step=step, layout=layout, global_batch=8)
-    publish(staged, checkpoints.checkpoint_folder(output, step))
+def _save_old(output, step, layout=None):
+    """Write a checkpoint of version 0.2."""
+    folder = output / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "model_state.pdparams").write_bytes(b"x" * 100)
+    (folder / "optimizer.pdopt").write_bytes(b"y" * 50)
+    write_old_manifest(folder, step, layout)
 
 
 def test_the_newest_complete_checkpoint_is_chosen_by_number(tmp_path):
@@ -33,8 +33,10 @@ def test_the_newest_complete_checkpoint_is_chosen_by_number(tmp_path):
 @pytest.mark.parametrize(
     "harm, message",
     [
-        (lambda f: os.truncate(f / "optimizer.pdopt", 10), "optimizer.pdopt has 10 bytes, not 50"),
-        (lambda f: (f / "optimizer.pdopt").unlink(), "optimizer.pdopt is missing"),
+        (lambda f: os.truncate(f / RANK_FILE, 10), f"{RANK_FILE} has 10 bytes, not"),
+        (lambda f: (f / RANK_FILE).unlink(), f"{RANK_FILE} is missing"),
+        (lambda f: (f / "notes.txt").touch(), "notes.txt is not in manifest.json"),
+        (lambda f: (f / "index.json").write_text("{}"), "index.json has 2 bytes"),
         (lambda f: (f / "manifest.json").unlink(), "has no manifest.json"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json cannot be read"),
@@ -52,8 +54,22 @@ def test_a_broken_checkpoint_is_skipped_and_reported(tmp_path, harm, message):
         checkpoints.read_manifest(tmp_path / "checkpoint-10")
 
 
-def test_weights_are_readable_without_the_optimizer_state(tmp_path):
-    _save(tmp_path, 5)
+@pytest.mark.parametrize(
+    "harm, message",
+    [
+        (lambda f: os.truncate(f / "optimizer.pdopt", 10), "optimizer.pdopt has 10 bytes, not 50"),
+        (lambda f: (f / "optimizer.pdopt").unlink(), "optimizer.pdopt is missing"),
+    ],
+)
+def test_a_broken_old_checkpoint_is_skipped_and_reported(tmp_path, harm, message):
+    _save_old(tmp_path, 5)
+    _save(tmp_path, 10)
+    harm(tmp_path / "checkpoint-5")
+    assert message in checkpoints.newest_complete(tmp_path, {tmp_path / "checkpoint-10": "it is damaged"})[1][1]
+
+
+def test_weights_of_an_old_checkpoint_are_readable_without_the_optimizer_state(tmp_path):
+    _save_old(tmp_path, 5)
     folder = tmp_path / "checkpoint-5"
     (folder / "optimizer.pdopt").unlink()
     assert checkpoints.read_weights_manifest(folder)["step"] == 5
@@ -99,10 +115,34 @@ def test_skipped_checkpoints_are_reported_when_none_is_complete(tmp_path):
         choose_start(str(tmp_path), do_train=True, overwrite=False, resume=None)
 
 
-def test_another_layout_is_rejected_with_both_named(tmp_path):
-    _save(tmp_path, 5, Layout(tensor=2))
+def test_another_layout_is_reported_and_one_of_an_old_checkpoint_is_rejected(tmp_path):
+    folder = _save(tmp_path, 5, Layout(tensor=2))
+    (line,) = checkpoints.check_layout(folder, Layout(pipeline=2), 8)
+    assert "was saved on layout tp2 and is resumed on layout pp2" in line
+    (line,) = checkpoints.check_layout(folder, Layout(tensor=2), 12)
+    assert "global batch of 8 samples, and this job has 12: it continues at the next sample" in line
+    _save_old(tmp_path, 10, Layout(tensor=2))
     with pytest.raises(UserError, match="saved with layout tp2, but this job has layout pp2"):
-        checkpoints.check_layout(tmp_path / "checkpoint-5", Layout(pipeline=2), 8)
+        checkpoints.check_layout(tmp_path / "checkpoint-10", Layout(pipeline=2), 8)
+
+
+def test_a_damaged_checkpoint_is_passed_over_unless_it_is_named(tmp_path):
+    _save(tmp_path, 5)
+    damaged = {_save(tmp_path, 10): "rank-00000.safetensors has the digest 1, not 2"}
+    settings = {"do_train": True, "overwrite": False, "damaged": damaged}
+    start, lines = choose_start(str(tmp_path), resume=None, **settings)
+    assert start.name == "checkpoint-5" and "skipped checkpoint" in lines[0] and "has the digest 1, not 2" in lines[0]
+    with pytest.raises(UserError, match="checkpoint-10 is damaged: rank-00000.safetensors has the digest 1, not 2"):
+        choose_start(str(tmp_path), resume=str(tmp_path / "checkpoint-10"), **settings)
+
+
+def test_rotation_never_deletes_the_last_complete_checkpoint(tmp_path):
+    for step in (1, 2, 3, 4):
+        _save(tmp_path, step)
+    for step in (3, 4):
+        os.truncate(tmp_path / f"checkpoint-{step}" / RANK_FILE, 10)
+    checkpoints.rotate(tmp_path, keep=1, best=None)
+    assert [step for step, _ in checkpoints.list_checkpoints(tmp_path)] == [2, 4]
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
@@ -134,14 +174,14 @@ def test_resuming_from_an_older_checkpoint_renames_the_newer_ones(tmp_path):
     start, printed = _prepare(tmp_path, resume=str(tmp_path / "checkpoint-5"))
     assert start.name == "checkpoint-5" and len(printed) == 2 and "left-checkpoint-15" in printed[1]
     assert checkpoints.newest_complete(tmp_path)[0].name == "checkpoint-5"
-    assert (tmp_path / "left-checkpoint-15" / "optimizer.pdopt").exists()
+    assert (tmp_path / "left-checkpoint-15" / RANK_FILE).exists()
     assert _prepare(tmp_path, overwrite=True) == (None, [])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_save_is_removed_when_a_checkpoint_is_chosen(tmp_path):
     _save(tmp_path, 5)
-    half = checkpoints.staging_folder(tmp_path, 10) / "checkpoint-10"
+    half = checkpoints.staging_folder(tmp_path, 10)
     half.mkdir(parents=True)
     _prepare(tmp_path, resume=str(tmp_path / "checkpoint-5"))
     assert not half.exists()
@@ -159,7 +199,7 @@ def test_a_run_resumes_and_reports_it(tmp_path):
 
 def test_a_killed_save_is_removed_and_the_older_checkpoint_used(tmp_path):
     _save(tmp_path, 5)
-    half = checkpoints.staging_folder(tmp_path, 10) / "checkpoint-10"
+    half = checkpoints.staging_folder(tmp_path, 10)
     half.mkdir(parents=True)
     (half / "model_state.pdparams").write_bytes(b"half")
     assert _prepare(tmp_path)[0].name == "checkpoint-5"

@@ -18,10 +18,10 @@ from paddle_llm.checkpoint.settings import (
     compared_fields,
     record_of,
 )
-from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved, resolve
 from paddle_llm.config.run_config import FIELD_NAMES
 from paddle_llm.core.errors import UserError
+from tests.helpers.checkpoints import write_checkpoint, write_old_manifest
 from tests.helpers.models.tiny import write_llama
 
 _STEPS = 16
@@ -43,9 +43,8 @@ def run(model, *flags: str, entry: str = "finetune") -> Resolved:
 def start(model, tmp_path_factory):
     """A checkpoint of `run(model)`, trained for 16 steps."""
     folder = tmp_path_factory.mktemp("run") / "checkpoint-16"
-    folder.mkdir()
     settings = json.loads(json.dumps(record_of(run(model), _STEPS)))
-    checkpoints.write_manifest(folder, step=16, layout=Layout(), global_batch=1, settings=settings)
+    write_checkpoint(folder, 16, settings=settings)
     return folder
 
 
@@ -109,7 +108,7 @@ def test_another_length_is_refused_where_it_changes_the_learning_rate(model, sta
 def test_another_length_is_reported_where_the_learning_rate_stays(model, tmp_path):
     constant = run(model, "--lr_scheduler_type", "constant")
     settings = json.loads(json.dumps(record_of(constant, _STEPS)))
-    checkpoints.write_manifest(tmp_path, step=16, layout=Layout(), global_batch=1, settings=settings)
+    write_checkpoint(tmp_path, 16, settings=settings)
     (line,) = check_length(tmp_path, constant, 48)
     assert "training steps 16 -> 48; the learning-rate schedule up to this checkpoint is the same" in line
 
@@ -121,7 +120,7 @@ def test_changed_settings_of_the_data_are_named(model, start):
 
 def test_other_rows_are_other_data(tmp_path):
     identity = {"model": {"hidden_size": 8}, "data": "first", "rows": "all"}
-    checkpoints.write_manifest(tmp_path, step=1, layout=Layout(), global_batch=1, identity=identity)
+    write_checkpoint(tmp_path, identity=identity)
     checkpoints.check_identity(tmp_path, identity)
     with pytest.raises(UserError, match="saved with different data: chat_template auto -> alpaca"):
         checkpoints.check_identity(tmp_path, {**identity, "rows": "others"}, ["chat_template auto -> alpaca"])
@@ -129,7 +128,7 @@ def test_other_rows_are_other_data(tmp_path):
 
 def test_an_older_checkpoint_without_a_record_is_reported(model, tmp_path):
     identity = {"model": {"hidden_size": 8}, "data": "first"}
-    checkpoints.write_manifest(tmp_path, step=1, layout=Layout(), global_batch=1, identity=identity)
+    write_old_manifest(tmp_path, identity=identity)
     assert "has no record of its settings" in check_settings(tmp_path, run(model))[0]
     assert check_length(tmp_path, run(model), 3) == []
     checkpoints.check_identity(tmp_path, {**identity, "rows": "any"})
@@ -143,7 +142,7 @@ def test_pretraining_compares_its_own_fields(model):
 
 def test_a_longer_training_of_the_same_data_goes_on_and_other_data_does_not(tmp_path):
     identity = {"model": {"hidden_size": 8}, "data": "two", "samples": ["a", "b"], "rows": "all"}
-    checkpoints.write_manifest(tmp_path, step=1, layout=Layout(), global_batch=1, identity=identity)
+    write_checkpoint(tmp_path, identity=identity)
     longer = {**identity, "data": "four", "samples": ["a", "b", "c", "d"]}
     checkpoints.check_identity(tmp_path, longer)
     for other in ({"samples": ["a", "c", "b", "d"]}, {"rows": "others"}):

@@ -46,18 +46,6 @@ CASES = [
     Case("reporters", "--report_to wandb visualdl", problem="the package wandb is not installed"),
     Case("reporters", "--report_to all none", problem="all cannot be combined with others"),
     Case("reporters", "--run_name mine", notice="--run_name has no effect", fine="--run_name mine --report_to all"),
-    Case("unified_checkpoint_switches", "--unified_checkpoint --unified_checkpoint_config x", problem="x is unknown"),
-    Case(
-        "unified_checkpoint_switches",
-        "--unified_checkpoint --unified_checkpoint_config async_save",
-        problem="not supported",
-    ),
-    Case(
-        "unified_checkpoint_switches",
-        "--unified_checkpoint --unified_checkpoint_config skip_save_model_weight ignore_merge_optimizer",
-        problem="skip_save_model_weight and ignore_merge_optimizer cannot be combined",
-    ),
-    Case("unified_checkpoint_switches", "--unified_checkpoint_config enable_all_options", notice="no effect without"),
     # paths
     Case(
         "tokenizer_exists",
@@ -198,13 +186,6 @@ CASES = [
         notice="keeps a 16-bit copy of its weights",
         fine="--sharding stage3 --tensor_parallel_degree 2 --bf16 --recompute",
         world=4,
-    ),
-    Case(
-        "sharded_weights",
-        "--sharding stage3 --unified_checkpoint",
-        problem="unified_checkpoint with --sharding stage3 cannot be resumed",
-        fine="--sharding stage2 --unified_checkpoint",
-        world=2,
     ),
     Case(
         "offload",

@@ -151,8 +151,7 @@ def test_resume_is_exact_bit_for_bit(tmp_path):
 
 def _best_model(folder: Path, layout: Layout) -> tuple[str, dict, int, int]:
     """Return the best checkpoint, the weights after training, and the numbers of elements held and owned after it."""
-    import paddle
-
+    from paddle_llm.checkpoint.format.reader import Reader
     from paddle_llm.parallel.process.start import start_process
     from paddle_llm.parallel.zero.stage3 import held_weight_elements
 
@@ -167,7 +166,8 @@ def _best_model(folder: Path, layout: Layout) -> tuple[str, dict, int, int]:
     with sharded.whole():
         found = weights(trainer.model)
     best = Path(trainer.state.best_model_checkpoint)
-    saved = paddle.load(str(next(best.glob("model_state*.pdparams"))), return_numpy=True)
+    with Reader(best) as reader:
+        saved = {name: reader.tensor(f"weights/{name}") for name in found}
     return best.name, {name: np.abs(found[name] - saved[name]).max() for name in found}, held, own
 
 

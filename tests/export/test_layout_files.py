@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import safe_open
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
+from paddle_llm.models.weights.files import WeightFiles
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.helpers.finetune_jobs import finetune, make_instructions
 from tests.helpers.models.networks import WRITERS
@@ -78,11 +78,9 @@ def same(files: Any, names: list[str], wanted: dict[str, np.ndarray]) -> None:
         assert files.dtype(name) == wanted[name].dtype.name == "float32" and np.array_equal(read, wanted[name]), name
 
 
-UNIFIED = {"unified_checkpoint": True}
 FAST: dict[str, tuple] = {
     "tensor x pipeline, tied": (Layout(tensor=2, pipeline=2), "llama", None, {"tie_word_embeddings": True}),
     "stage 3": (Layout(sharding=2, sharding_stage=3), "llama", None, {}),
-    "unified": (Layout(tensor=2), "llama", UNIFIED, {}),
 }
 SLOW: dict[str, tuple] = {
     "one process": (Layout(), "llama", None, {"tie_word_embeddings": True}),
@@ -104,8 +102,6 @@ SLOW: dict[str, tuple] = {
         {"fuse_attention_qkv": True, "fuse_attention_ffn": True},
         {"num_key_value_heads": 2},
     ),
-    "unified tensor x pipeline": (Layout(tensor=2, pipeline=2), "llama", UNIFIED, {"tie_word_embeddings": True}),
-    "unified in one process": (Layout(), "llama", UNIFIED, {}),
     "ChatGLM2 tensor x pipeline": (Layout(tensor=2, pipeline=2), "chatglm_v2", None, {}),
     "BLOOM tensor x pipeline": (Layout(tensor=2, pipeline=2), "bloom", None, {}),
     "Qwen2 tensor x pipeline": (Layout(tensor=2, pipeline=2), "qwen2", None, {"num_key_value_heads": 2}),
@@ -128,25 +124,41 @@ def test_every_layout_restores_the_trained_weights(case, tmp_path):
     same(files, files.names(), wanted)
     assert files.config.vocab_size == ODD and files.config.tensor_parallel_degree == 1
     if case in FAST:
+        read = WeightFiles(output / f"checkpoint-{STEPS}")  # what `generate` and --continue_training read
+        assert set(read.names()) == set(wanted)
+        assert all(np.array_equal(read.view(name), value) for name, value in wanted.items())
         _wants_all_of(output / f"checkpoint-{STEPS}")
 
 
 def _wants_all_of(checkpoint: Path) -> None:
-    """A checkpoint without a weight file or its manifest is refused; the optimizer's state is not needed."""
+    """A checkpoint without one of its files or its manifest is refused."""
     from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
 
-    states = [*checkpoint.glob("optimizer*"), *checkpoint.glob("master_weights*")]
-    assert states
-    for file in states:
-        file.unlink()
-    assert CheckpointTensors(checkpoint).is_whole
-    weights = sorted([*checkpoint.glob("model_state*"), *checkpoint.glob("model*.safetensors")])[-1]
-    weights.rename(checkpoint / "elsewhere")
+    weights = sorted(checkpoint.glob("rank-*.safetensors"))[-1]
+    weights.rename(checkpoint.parent / "elsewhere")
     with pytest.raises(UserError, match=f"{weights.name} is missing"):
         CheckpointTensors(checkpoint)
-    shutil.copy(checkpoint / "elsewhere", weights)
+    shutil.copy(checkpoint.parent / "elsewhere", weights)
     (checkpoint / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"no manifest\.json"):
+        CheckpointTensors(checkpoint)
+
+
+OLD = Path(__file__).parents[1] / "fixtures/version_0_2"
+
+
+@pytest.mark.parametrize("form, layout", [("pickles", Layout(tensor=2, pipeline=2)), ("unified", Layout(tensor=2))])
+def test_a_checkpoint_of_version_0_2_restores_the_trained_weights(form, layout, tmp_path):
+    """A LLaMA with tied weights and a padded vocabulary, without the optimizer's files, and the model folder of its run."""
+    from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
+
+    checkpoint = Path(shutil.copytree(OLD / form / "checkpoint-2", tmp_path / "checkpoint-2"))
+    files = CheckpointTensors(checkpoint)
+    assert files.is_whole and not files.added and files.layout == layout
+    same(files, files.names(), tensors_in(OLD / form / "model"))
+    weights = sorted([*checkpoint.glob("model_state*"), *checkpoint.glob("model*.safetensors")])[-1]
+    weights.unlink()
+    with pytest.raises(UserError, match=f"{weights.name} is missing"):
         CheckpointTensors(checkpoint)
 
 
@@ -158,7 +170,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "adapter": {"adapter": True, "adapter_size": 4},
     "prompt": {"prompt_tuning": True, "num_prompt_tokens": 4},
     "freeze": {"freeze_layers": 1},
-    "unified lora": {"lora": True, "unified_checkpoint": True},
 }
 
 
@@ -193,20 +204,5 @@ def test_a_checkpoint_of_fine_tuning_holds_the_trained_tensors(method, tensor, p
     wanted = tensors_in(own)
     if method == "freeze":
         wanted = {name: value for name, value in wanted.items() if ".layers.3." in name}
-    whole = "unified" in method and tensor == 1  # on several ranks it is not unified, and says so
-    assert files.is_whole == whole and files.method is not None
-    held = files.added if whole else [*files.names(), *files.added]
-    same(files, held, wanted)
-    if whole:
-        _is_refused_as_of_two_ranks(tmp_path / "out/checkpoint-3")
-
-
-def _is_refused_as_of_two_ranks(checkpoint: Path) -> None:
-    """PaddleNLP keeps one rank's part of what it does not know; checkpoints of earlier versions may be so."""
-    from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
-
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["layout"]["tensor"] = 2
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="first tensor-parallel rank"):
-        CheckpointTensors(checkpoint)
+    assert not files.is_whole and files.method is not None
+    same(files, [*files.names(), *files.added], wanted)

@@ -6,7 +6,7 @@ The manifest contains a digest of itself, so that a damaged one is detected as w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "identity": (dict, type(None)),
     "settings": (dict, type(None)),
     "versions": (dict,),
+    "elsewhere": (list,),
 }
 
 
@@ -55,6 +56,7 @@ class Manifest:
         identity: Network and data, compared on resume; None: unknown.
         settings: Settings of the training, compared on resume; None: unknown.
         versions: Versions of the libraries that wrote it.
+        elsewhere: Names of files in the index that are on the disks of other machines; empty if all ranks wrote to one disk.
         files: Every other file by name.
     """
 
@@ -64,6 +66,7 @@ class Manifest:
     identity: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Sequence[str] = ()
     files: Mapping[str, FileRecord] = field(default_factory=dict)
 
     @property
@@ -172,7 +175,7 @@ def read_index(folder: Path, manifest: Manifest) -> Index:
     except ValueError as error:
         raise DamagedCheckpoint(folder, INDEX, str(error)) from None
     for name in index.by_file():
-        if name not in manifest.files:
+        if name not in manifest.files and name not in manifest.elsewhere:
             raise DamagedCheckpoint(folder, INDEX, f"names {name}, which is not in {MANIFEST}")
     return index
 

@@ -45,8 +45,13 @@ class OutputFields(Group):
     model_format: Literal["paddlenlp", "hf"] = Field(
         "paddlenlp", description="Format of the folder model/. hf: transformers can load it."
     )
-    unified_checkpoint: bool = Field(
-        False, description="Use PaddleNLP's checkpoint format, which does not depend on the layout."
+    save_failure: Literal["stop", "continue"] = Field(
+        "stop",
+        description="What happens if a checkpoint cannot be written, such as on a full disk. The previous one stays in both cases.",
     )
-    unified_checkpoint_config: str = Field("", description="Switches of --unified_checkpoint, separated by spaces.")
+    verify_checkpoint: Literal["fast", "full"] = Field(
+        "full",
+        description="What is checked before resuming. full: the digest of every file, and that weights are finite; fast: the "
+        "sizes of all files and the index.",
+    )
     skip_profile_timer: bool = Field(True, description="false: print Paddle's timers of forward, backward and step.")

@@ -21,7 +21,7 @@ WORD_LISTS = (
     "tensor_parallel_config",
     "pipeline_parallel_config",
     "sharding_parallel_config",
-    "unified_checkpoint_config",
+    "unified_checkpoint_config",  # an old name
     "input_dir",
     "dataset_name_or_path",
 )

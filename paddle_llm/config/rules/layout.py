@@ -32,17 +32,12 @@ def sharding_stages(run: Run) -> Findings:
 
 
 def sharded_weights(run: Run) -> Findings:
-    """Stage 3 has no pipeline and no unified checkpoint; report the memory of 16-bit copies."""
+    """Stage 3 has no pipeline; report the memory of 16-bit copies."""
     config, layout = run.config, run.layout
     if layout.sharding_stage != 3:
         return
     if layout.pipeline > 1:
         yield Problem(_stage_3_with_pipeline(run))
-    if config.unified_checkpoint:
-        yield Problem(
-            "unified_checkpoint with --sharding stage3 cannot be resumed: PaddleNLP expects complete weights. Drop "
-            "--unified_checkpoint; the weights in <output_dir>/model load in any layout."
-        )
     if (config.bf16 or config.fp16) and config.fp16_opt_level != "O2" and not config.recompute:
         yield Notice(
             f"fp16_opt_level = {config.fp16_opt_level} with --sharding stage3: each layer keeps a 16-bit copy of its weights until "

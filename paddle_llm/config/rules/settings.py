@@ -136,37 +136,6 @@ def reporters(run: Run) -> Findings:
         yield Notice("--run_name has no effect without --report_to wandb.")
 
 
-_CHECKPOINT_SWITCHES = (
-    "skip_save_model_weight",
-    "master_weight_compatible",
-    "remove_master_weight",
-    "async_save",
-    "enable_all_options",
-    "ignore_merge_optimizer",
-)
-
-
-def unified_checkpoint_switches(run: Run) -> Findings:
-    """Switches of the unified checkpoint are supported and can be combined."""
-    config = run.config
-    words = config.unified_checkpoint_config.split()
-    for word in words:
-        if word not in _CHECKPOINT_SWITCHES:
-            yield Problem(
-                f"unified_checkpoint_config = {word} is unknown. Use one of {', '.join(_CHECKPOINT_SWITCHES)}."
-            )
-        elif word == "async_save":
-            yield Problem(
-                "unified_checkpoint_config = async_save is not supported: a checkpoint is complete before the next step. Drop it."
-            )
-    if {"skip_save_model_weight", "ignore_merge_optimizer"} <= set(words):
-        yield Problem(
-            "unified_checkpoint_config: skip_save_model_weight and ignore_merge_optimizer cannot be combined. Drop one of them."
-        )
-    if words and not config.unified_checkpoint:
-        yield Notice("--unified_checkpoint_config has no effect without --unified_checkpoint.")
-
-
 RULES: list[Rule] = [
     has_a_task,
     required,
@@ -177,5 +146,4 @@ RULES: list[Rule] = [
     determinism,
     recompute_switches,
     reporters,
-    unified_checkpoint_switches,
 ]

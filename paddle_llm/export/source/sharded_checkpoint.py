@@ -1,17 +1,20 @@
 """Reads full tensors from a checkpoint of this library, `checkpoint-N`, of any layout.
 
-PaddleNLP's Trainer (3.0.0b4) writes one file per tensor-parallel rank and pipeline stage,
-`model_state.tpXX_ppXX.pdparams`, with that rank's parts under the names that one process uses. Sharding has no effect on
-the files (with stage 3 the first rank of each sharding group gathers and saves all weights). A unified checkpoint has
-full tensors in safetensors. In both cases the vocabulary may be padded for tensor parallelism, and a head tied to the
-embedding may be stored a second time. If fine-tuning trains a part of the network, the checkpoint has only that
-part.
+The parts of all ranks are found through the index (checkpoint/format/). If fine-tuning trains a part of the network, the
+checkpoint has only that part.
 
-Memory: one full tensor. The files are mapped, not read (models/weights/paddle_pickles.py).
+Version 0.2 and earlier wrote PaddleNLP's files: one per tensor-parallel rank and pipeline stage,
+`model_state.tpXX_ppXX.pdparams`, with that rank's parts under the names that one process uses. Sharding has no effect on
+the files. A unified checkpoint has full tensors in safetensors. In both cases the vocabulary may be padded for tensor
+parallelism, and a head tied to the embedding may be stored a second time. These files are mapped, not read
+(models/weights/paddle_pickles.py).
+
+Memory: one full tensor.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from functools import cached_property
@@ -20,6 +23,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from paddle_llm.checkpoint.format.index import DTYPES
+from paddle_llm.checkpoint.format.manifest import has_this_format
+from paddle_llm.checkpoint.format.reader import Reader
+from paddle_llm.checkpoint.format.verify import verify
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.artifacts import MANIFEST, MODEL_CONFIG, SAFETENSORS
@@ -35,6 +42,7 @@ from paddle_llm.models.weights.vocabulary import plain_config, unpad
 from paddle_llm.models.weights.weight_shapes import weight_shapes
 from paddle_llm.peft.method import Method
 
+_WEIGHTS = "weights"  # kind of tensors in the index
 _LORA = {"lora_A": 0, "lora_B": 1, "lora_magnitude": 1}  # axis of the weight along which each tensor may be split
 _PREFIX_HEADS = ("prefix_key", "prefix_value")  # [tokens, key-value heads, width]
 _WEIGHT_FILES = re.compile(r"(model|config\.json)")  # beginnings of file names
@@ -45,6 +53,9 @@ class _Part(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
 
     def view(self) -> np.ndarray: ...
 
@@ -79,7 +90,10 @@ class CheckpointTensors:
         self._padded = self.family.load("config_class").from_dict(json.loads((self.folder / MODEL_CONFIG).read_text()))
         self.config = plain_config(self._padded)
         unified = self._is_unified()
-        parts = self._parts_of_unified() if unified else self._parts_of_ranks()
+        if has_this_format(self.folder):
+            parts = self._parts_of_index()
+        else:
+            parts = self._parts_of_unified() if unified else self._parts_of_ranks()
         self._parts = self._canonical(parts)
         self._set_fusion()
         self.added = [name for name in self._parts if name not in self.network]
@@ -112,7 +126,7 @@ class CheckpointTensors:
 
     def dtype(self, name: str) -> str:
         """Return the stored type: "float32", "bfloat16" or "float16"."""
-        stored = self._parts[name][0].view().dtype
+        stored = self._parts[name][0].dtype
         return "bfloat16" if stored == np.uint16 else stored.name
 
     def read(self, name: str) -> np.ndarray:
@@ -125,6 +139,10 @@ class CheckpointTensors:
 
     def _is_unified(self) -> bool:
         return any((self.folder / name).is_file() for name in (SAFETENSORS, f"{SAFETENSORS}.index.json"))
+
+    def _parts_of_index(self) -> dict[str, list[_Part]]:
+        reader = Reader(self.folder)
+        return {key.partition("/")[2]: [_IndexedPart(reader, key)] for key in reader.keys(_WEIGHTS)}
 
     def _parts_of_unified(self) -> dict[str, list[_Part]]:
         files = WeightFiles(self.folder)
@@ -200,6 +218,27 @@ class CheckpointTensors:
         return [Shard(tuple(local), 0, ((0, local[0]),))]
 
 
+class _IndexedPart:
+    """A full tensor, without vocabulary padding, in the files of all ranks."""
+
+    def __init__(self, reader: Reader, key: str) -> None:
+        self._reader, self._key, self._entry = reader, key, reader.index.tensors[key]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        entry, axis = self._entry, self._entry.parts[0].axis
+        return (
+            entry.shape if entry.unpadded is None else (*entry.shape[:axis], entry.unpadded, *entry.shape[axis + 1 :])
+        )
+
+    @property
+    def dtype(self) -> np.dtype:
+        return DTYPES[self._entry.dtype].numpy
+
+    def view(self) -> np.ndarray:
+        return self._reader.box(self._key, [(0, length) for length in self.shape])
+
+
 class _UnifiedPart:
     """A full tensor in safetensors."""
 
@@ -210,16 +249,24 @@ class _UnifiedPart:
     def shape(self) -> tuple[int, ...]:
         return self._files.shape(self._name)
 
+    @property
+    def dtype(self) -> np.dtype:
+        return self.view().dtype
+
     def view(self) -> np.ndarray:
         return self._files.view(self._name)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a checkpoint and check its weights; files that only training reads may be missing.
+    """Read the manifest of a checkpoint and check its weights.
+
+    Files that only training reads may be missing in a checkpoint of version 0.2 or earlier.
 
     Raises:
         UserError: If a file of weights is missing or has another size.
     """
+    if has_this_format(folder):
+        return dataclasses.asdict(verify(folder, "fast"))
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}. Choose another checkpoint.")
     manifest = read_json_object(folder / MANIFEST)

@@ -141,6 +141,23 @@ class ShardedWeights:
         finally:
             self._release(user)
 
+    @contextmanager
+    def owned(self, parameter: Tensor) -> Iterator[None]:
+        """Hold a weight that this rank owns on the device, to read or set it. Not collective."""
+        absent = self._host is not None and not self._users[parameter.name]
+        if self._host is not None and absent:
+            _on_device(self._host[parameter.name])._share_buffer_to(parameter)
+        try:
+            yield
+        finally:
+            self._store(parameter)
+            if absent:
+                self._free(parameter)
+
+    def shards(self, parameter: Tensor) -> bool:
+        """Return whether a weight is kept by its owner only."""
+        return parameter.name in self._parameters
+
     def free_unused(self) -> None:
         """Free the weights that this rank does not own, after they were set on every rank. Not collective."""
         for parameter in self._parameters.values():
@@ -310,6 +327,17 @@ def gathered_weight(model: nn.Layer, parameter: Tensor) -> AbstractContextManage
     """Return a context in which this rank holds a weight; in stage 3 collective over the sharding group."""
     weights = getattr(model, _ATTRIBUTE, None)
     return weights.gathered(parameter) if weights is not None else nullcontext()
+
+
+def is_sharded(model: nn.Layer, parameter: Tensor) -> bool:
+    """Return whether a weight is kept by its owner only (stage 3)."""
+    weights = getattr(model, _ATTRIBUTE, None)
+    return weights is not None and weights.shards(parameter)
+
+
+def owned_weight(model: nn.Layer, parameter: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which an owner holds a weight on the device. Not collective."""
+    return getattr(model, _ATTRIBUTE).owned(parameter) if is_sharded(model, parameter) else nullcontext()
 
 
 def materialized(model: nn.Layer) -> AbstractContextManager[None]:

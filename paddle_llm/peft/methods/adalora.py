@@ -17,8 +17,9 @@ are summed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -190,13 +191,36 @@ class Budget:
             parameter = tensors["lora_E"].parameter
             parameter.set_value(parameter * paddle.to_tensor(self.kept[row]).astype(parameter.dtype))
 
-    def state(self) -> dict[str, Any]:
-        """Return this rank's state for a checkpoint."""
-        running = {name: (one.sensitivity, one.uncertainty) for name, one in self._running.items()}
-        return {"kept": self.kept, "running": running}
+    def tensors(self) -> Iterator[tuple[str, paddle.Tensor, np.ndarray]]:
+        """Yield name, parameter and values of the state that a checkpoint contains."""
+        for row, tensors in enumerate(self._tensors.values()):
+            yield "kept", tensors["lora_E"].parameter, self.kept[row]
+            for tensor in tensors.values():
+                means = self._running.get(tensor.name)
+                if means is not None:
+                    yield "sensitivity", tensor.parameter, np.asarray(means.sensitivity)
+                    yield "uncertainty", tensor.parameter, np.asarray(means.uncertainty)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Reverse `state`."""
+    def restore_tensors(
+        self, read: Callable[[str, paddle.Tensor], np.ndarray | None], owns: Callable[[paddle.Tensor], bool]
+    ) -> None:
+        """Continue from what `tensors` yielded.
+
+        Args:
+            read: Function from name and parameter to the saved values; None if there are none.
+            owns: Function that returns whether this rank has the gradient of a parameter.
+        """
+        for row, tensors in enumerate(self._tensors.values()):
+            kept = read("kept", tensors["lora_E"].parameter)
+            if kept is not None:
+                self.kept[row] = kept
+            for tensor in tensors.values():
+                found = [read(name, tensor.parameter) for name in ("sensitivity", "uncertainty")]
+                if found[0] is not None and found[1] is not None and owns(tensor.parameter):
+                    self._running[tensor.name] = _RunningMeans(found[0], found[1])
+
+    def restore_old(self, state: dict[str, Any]) -> None:
+        """Continue from the state in a checkpoint of version 0.2 or earlier."""
         self.kept = state["kept"]
         self._running = {name: _RunningMeans(*means) for name, means in state["running"].items()}
 
@@ -245,12 +269,25 @@ class BudgetCallback(TrainerCallback):
         self.budget.observe(self._gradient_of)
 
     def state(self) -> dict[str, Any]:
-        """Return the state of the budget, for a checkpoint."""
-        return self.budget.state()
+        """Return the state of the budget beside `tensors`: nothing."""
+        return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned."""
-        self.budget.restore(state)
+        """Continue from `state`, or from the whole state in a checkpoint of version 0.2 or earlier."""
+        if state:
+            self.budget.restore_old(state)
+
+    def tensors(self) -> Iterator[tuple[str, paddle.Tensor, np.ndarray]]:
+        """Yield name, parameter and values of the budget's state, for a checkpoint."""
+        return self.budget.tensors()
+
+    def restore_tensors(self, read: Callable[[str, paddle.Tensor], np.ndarray | None]) -> None:
+        """Continue from what `tensors` yielded.
+
+        Args:
+            read: Function from name and parameter to the saved values; None if there are none.
+        """
+        self.budget.restore_tensors(read, partial(owns, self._trainer.optimizer))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Allocate the budget after a step."""

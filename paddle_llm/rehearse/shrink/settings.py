@@ -71,9 +71,9 @@ _UNUSED = frozenset(
         "save_strategy",
         "save_steps",
         "save_total_limit",
+        "verify_checkpoint",
+        "save_failure",
         "model_format",
-        "unified_checkpoint",
-        "unified_checkpoint_config",
         "skip_profile_timer",
         "cpu_threads",
     ]

@@ -6,6 +6,7 @@ They run before Paddle is imported and change nothing. What other jobs may chang
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from paddle_llm.checkpoint.output_folder import choose_start
@@ -44,8 +45,12 @@ def output_folder_is_usable(run: Run) -> Findings:
         yield Problem(str(error))
 
 
-def start_of(config: RunConfig) -> tuple[Path | None, list[str]]:
+def start_of(config: RunConfig, damaged: Mapping[Path, str] | None = None) -> tuple[Path | None, list[str]]:
     """Return the checkpoint from which a job starts (None for the first step), and lines to report.
+
+    Args:
+        config: Configuration of the job.
+        damaged: Checkpoints that a full verification has found to be damaged, and what is wrong with them.
 
     Raises:
         UserError: If the output folder or the checkpoint cannot be used.
@@ -56,6 +61,7 @@ def start_of(config: RunConfig) -> tuple[Path | None, list[str]]:
         overwrite=config.overwrite_output_dir,
         resume=config.resume_from_checkpoint,
         inputs=(config.model_name_or_path, config.tokenizer_name_or_path, config.lora_path, config.prefix_path),
+        damaged=damaged,
     )
 
 

@@ -159,21 +159,28 @@ class Meter:
         return {
             "window": asdict(self.window),
             "per_rank": per_rank,
+            "model_ranks": self.model_ranks,
             "consumed_tokens": self.consumed_tokens,
             "skipped_steps": self.skipped_steps,
             "spikes": self.spikes.state(),
         }
 
-    def restore(self, state: dict[str, Any], step: int) -> None:
+    def restore(self, state: dict[str, Any], step: int, holds_all: bool | None = None) -> None:
         """Continue from a state that `state` returned.
 
         Args:
             state: State of all ranks.
             step: Step at which it was saved.
+            holds_all: On another layout than that of the state, whether this rank takes the sums of all ranks (the ranks
+                with the first data rank do) or none; None on the same layout.
         """
         self.window = Window(**state["window"])
-        losses, labels, tokens = state["per_rank"][dist.get_rank()]
-        self.window.loss_times_labels, self.window.labels, self.window.tokens = losses, labels, int(tokens)
+        if holds_all is None:
+            losses, labels, tokens = state["per_rank"][dist.get_rank()]
+        else:
+            share = 1 / state["model_ranks"] if holds_all else 0.0
+            losses, labels, tokens = (share * sum(row[i] for row in state["per_rank"]) for i in range(3))
+        self.window.loss_times_labels, self.window.labels, self.window.tokens = losses, labels, round(tokens)
         self.consumed_tokens = state["consumed_tokens"]
         self.skipped_steps = state["skipped_steps"]
         if "spikes" in state:  # checkpoints of earlier versions do not have it

@@ -143,5 +143,5 @@ def _describe(norm: float, losses: list[float], trainer: PretrainTrainer) -> str
 
 def _samples(trainer: PretrainTrainer) -> range:
     """Return the samples of the current step, by their numbers in the global order."""
-    first = trainer.state.global_step * trainer.global_batch
+    first = trainer.consumed_samples(trainer.state.global_step)
     return range(first, first + trainer.global_batch)

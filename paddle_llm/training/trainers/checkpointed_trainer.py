@@ -1,66 +1,65 @@
-"""Checkpoints of a Trainer: complete or absent, and resumed bit for bit.
+"""Checkpoints of a Trainer: complete or absent, resumed bit for bit, on any layout.
 
-PaddleNLP (3.0.0b4) writes and reads the files of a checkpoint. This module decides when they get their final names and
-which further files a checkpoint has.
+PaddleNLP's Trainer (3.0.0b4) keeps the loop. The methods with which it saves and loads are replaced by those of
+`checkpoint/training_state`; it reads `trainer_state.json` itself. Its own methods read checkpoints of version 0.2 and
+earlier.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pickle
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddlenlp.trainer import Trainer, TrainerCallback
 
+from paddle_llm import __version__
 from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.checkpoint.format.manifest import Manifest, read_json
+from paddle_llm.checkpoint.format.reader import Reader
+from paddle_llm.checkpoint.format.state import decode
+from paddle_llm.checkpoint.model_formats import PADDLENLP, write_config
 from paddle_llm.checkpoint.output_lock import hold_output_folder, release_output_folder
+from paddle_llm.checkpoint.training_state.collect import TensorState, owned_tensors
+from paddle_llm.checkpoint.training_state.local_weights import local_weights
+from paddle_llm.checkpoint.training_state.optimizer_state import OptimizerState
+from paddle_llm.checkpoint.training_state.restore import Restore
+from paddle_llm.checkpoint.training_state.save import Content, random_file_name, save_checkpoint, stage
+from paddle_llm.checkpoint.training_state.verification import problem_on_any_rank
+from paddle_llm.checkpoint.training_state.writers import SaveFailed, Writers, find_writers, gather_objects
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.chat_templates import TrainingTemplate
-from paddle_llm.core.artifacts import METER_STATE, TRAINER_STATE, TRAINING_ARGS
-from paddle_llm.core.atomic_output import publish
+from paddle_llm.core.artifacts import TRAINER_STATE
+from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.configuration.generation_settings import write_generation
+from paddle_llm.models.weights.full_weights import family_name
+from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.parallel.process.first_rank import on_first_rank
 from paddle_llm.parallel.zero.stage3 import ShardedWeights
 from paddle_llm.training.callbacks import Stateful, priority_of
+from paddle_llm.training.epochs import Position, position_of, set_position
 from paddle_llm.training.metrics.meter import Meter
-from paddle_llm.training.random_states import random_states, restore_random_states
+from paddle_llm.training.random_states import (
+    describe_states,
+    has_dropout,
+    random_states,
+    restore_random_states,
+    seed_random_states,
+    states_of_description,
+)
+from paddle_llm.training.trainers import old_checkpoints
+from paddle_llm.training.trainers.identity import describe_network, describe_samples
+from paddle_llm.training.trainers.start import Start
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainerControl, TrainerState, TrainingArguments
     from paddlenlp.trainer.trainer_utils import TrainOutput
 
     from paddle_llm.models.protocols import LanguageModel
-
-_RANDOM_STATES = "random_states"
-# Keys of the network's configuration that a resumed training must find unchanged.
-_NETWORK_KEYS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "vocab_size",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "tie_word_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "rope_scaling_type",
-    "rope_scaling_factor",
-    "rms_norm_eps",
-    "layer_norm_epsilon",
-    "layernorm_epsilon",
-    "use_sliding_window",
-    "sliding_window",
-)
 
 
 class CheckpointedTrainer(Trainer):
@@ -73,6 +72,8 @@ class CheckpointedTrainer(Trainer):
         generation_settings: Content of generation_config.json in every checkpoint.
         chat_template: Chat template of the training; None without one.
         sharded_weights: Sharded weights of stage 3; None in other stages.
+        saves_trained_only: Whether checkpoints omit frozen weights.
+        continue_without_save: Whether the training continues if a checkpoint cannot be written.
 
     Args:
         *args: Arguments of PaddleNLP's Trainer.
@@ -93,8 +94,12 @@ class CheckpointedTrainer(Trainer):
     lr_scheduler: paddle.optimizer.lr.LRScheduler
     settings: dict[str, Any] | None = None
     sharded_weights: ShardedWeights | None = None
-    _resumed_from: Path | None = None
+    saves_trained_only = False
+    continue_without_save = False
+    _start: Start | None = None
+    _checked: Path | None = None
     _data_digest: str | None = None
+    _writers: Writers | None = None
 
     def __init__(
         self,
@@ -123,6 +128,10 @@ class CheckpointedTrainer(Trainer):
         """Callbacks whose state is part of a checkpoint, in the order in which they are called."""
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, Stateful)]
 
+    @property
+    def _tensor_callbacks(self) -> list[TensorState]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, TensorState)]
+
     # --- resuming ----------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | Path | None = None, ignore_keys_for_eval: Any = None) -> TrainOutput:
@@ -133,28 +142,39 @@ class CheckpointedTrainer(Trainer):
             ignore_keys_for_eval: As in PaddleNLP's Trainer.
 
         Raises:
-            UserError: If the checkpoint belongs to another layout, network or data set.
+            UserError: If the checkpoint is damaged, or belongs to another network or data set; or to another layout, if it
+                is of version 0.2 or earlier.
         """
+        set_position(self.args, Position())
         if resume_from_checkpoint is not None:
-            checkpoints.check_layout(resume_from_checkpoint, self.layout, self.global_batch)
-            checkpoints.check_identity(resume_from_checkpoint, self._identity())
-            self._resumed_from = Path(resume_from_checkpoint)
-            for callback in self.stateful_callbacks:
-                file = self._state_file(self._resumed_from, callback.state_name)
-                callback.restore(paddle.load(str(file), return_numpy=True))
+            self._open_start(Path(resume_from_checkpoint))
             resume_from_checkpoint = str(resume_from_checkpoint)
         # A job has already locked the folder; a trainer that is used from Python has not.
         locked = on_first_rank(lambda: hold_output_folder(self.args.output_dir))
         try:
-            # Accumulators are saved under generated names, which a second training in one process must count from zero.
+            # An old checkpoint has generated names, which a second training in one process must count from zero.
             with paddle.utils.unique_name.guard():
                 return super().train(resume_from_checkpoint, ignore_keys_for_eval)
         finally:
             if locked:
                 release_output_folder()
 
+    def _open_start(self, folder: Path) -> None:
+        """Check a checkpoint before anything is changed, and count steps and samples from it."""
+        if self._checked != folder:  # a job has checked it before it built the trainer
+            problem = None if checkpoints.is_old(folder) else problem_on_any_rank(folder, "full")
+            if problem is not None:
+                raise UserError(f"{folder} is damaged: {problem}. Use another checkpoint.")
+            for line in checkpoints.check_layout(folder, self.layout, self.global_batch):
+                say(line)
+            self.check_resume(folder)
+        self._start = Start.of(folder)
+        set_position(self.args, self._start.position)
+        if self._start.is_old:
+            old_checkpoints.restore_callbacks(folder, self.stateful_callbacks, self.args.process_index)
+
     def check_resume(self, start: Path, changed: Iterable[str] = ()) -> None:
-        """Check that a checkpoint belongs to this network and data, before anything is written.
+        """Check that a checkpoint belongs to this network and data, before anything is written. Collective over all ranks.
 
         Args:
             start: Folder of the checkpoint.
@@ -163,66 +183,124 @@ class CheckpointedTrainer(Trainer):
         Raises:
             UserError: If the network or the data differ.
         """
-        checkpoints.check_identity(start, self._identity(), changed)
+        checkpoints.check_identity(start, self._identity(old=checkpoints.is_old(start)), changed)
+        self._checked = start
 
     def restore_meter(self) -> None:
-        """Continue the current row of metrics, after PaddleNLP has read trainer_state.json. Collective over all ranks."""
+        """Continue the current row of metrics, after PaddleNLP has read trainer_state.json."""
         self.meter.step = self.state.global_step
-        if self._resumed_from is None:
-            return
-        box: list[Any] = [None]
-        if self.args.process_index == 0:
-            box = [json.loads((self._resumed_from / METER_STATE).read_text())]
-        if dist.get_world_size() > 1:
-            dist.broadcast_object_list(box, src=0)
-        self.meter.restore(box[0], self.state.global_step)
+        if self._start is not None:
+            mesh = current_mesh(self.layout)
+            same = self._start.layout == self.layout
+            holds = None if same else mesh.data_rank == 0
+            self.meter.restore(self._start.meter(), self.state.global_step, holds_all=holds)
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, old: bool = False) -> dict[str, Any]:
         """Return the properties that a resumed run and its checkpoint must share.
+
+        Args:
+            old: Whether they are compared with a checkpoint of version 0.2 or earlier.
 
         Returns:
             The network's shape, digests of the first samples in their order, and a digest of the whole data (`rows`;
             None if the data set has no digest).
         """
-        config = getattr(self.model, "config", None)
         if self._data_digest is None and hasattr(self.train_dataset, "digest"):
             self._data_digest = self.train_dataset.digest()
-        first = [self.train_dataset[i]["input_ids"] for i in range(min(8, len(self.train_dataset)))]
-        contents = [np.ascontiguousarray(ids).tobytes() for ids in first]
-        samples = [hashlib.sha256(content).hexdigest()[:16] for content in contents]
-        return {
-            "model": {key: getattr(config, key, None) for key in _NETWORK_KEYS},
-            "data": hashlib.sha256(b"".join(contents)).hexdigest(),
-            "samples": samples,
-            "rows": self._data_digest,
-        }
+        network = describe_network(self.model, padded=old)
+        return {"model": network, **describe_samples(self.train_dataset), "rows": self._data_digest}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
-        with _damage_reported(resume_from_checkpoint):
-            return super()._load_from_checkpoint(resume_from_checkpoint)
+        """Load the weights of an old checkpoint, which fleet then broadcasts. Others are read after fleet has."""
+        if self._start is not None and self._start.is_old:
+            with old_checkpoints.reading(self, self._start.folder):
+                super()._load_from_checkpoint(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _damage_reported(checkpoint):
-            return super()._load_optimizer_and_scheduler(checkpoint)
+        """Load everything but the random states, after fleet has wrapped network and optimizer."""
+        OptimizerState(self.optimizer)  # raises for an optimizer whose states cannot be saved
+        if self._start is None or checkpoint is None:
+            return
+        if self._start.is_old:
+            with old_checkpoints.reading(self, self._start.folder):
+                super()._load_optimizer_and_scheduler(checkpoint)
+            OptimizerState(self.optimizer).create_loaded(self.model.parameters())
+            return
+        with Reader(self._start.folder) as reader:
+            restore = self._checked_restore(reader)
+            restore.set_weights()
+            restore.set_optimizer()
+            for tensor_callback in self._tensor_callbacks:
+                restore.restore_callback(tensor_callback)
+        state = self._start.state
+        self.lr_scheduler.set_state_dict(state["scheduler"])
+        if self.do_grad_scaling and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        for callback in self.stateful_callbacks:
+            if callback.state_name in state["callbacks"]:
+                callback.restore(state["callbacks"][callback.state_name])
+        if self.args.offload_optim:
+            self._offload_optimizer()
+
+    def _checked_restore(self, reader: Reader) -> Restore:
+        """Return what restores this rank, after every rank has checked that the checkpoint fits its network."""
+        restore = Restore(
+            reader,
+            self.model,
+            local_weights(self.model, self.layout),
+            OptimizerState(self.optimizer),
+            current_mesh(self.layout).tensor,
+            trained_only=self.saves_trained_only,
+        )
+        problem = next((one for one in gather_objects(restore.problem()) if one is not None), None)
+        if problem is not None:
+            raise UserError(
+                f"{reader.folder} does not fit this training: {problem}. Use the original model and method."
+            )
+        return restore
 
     def _set_state_dict_in_model(self, state_dict: dict[str, Any]) -> None:
         super()._set_state_dict_in_model(state_dict)
         if self.sharded_weights is not None:
             self.sharded_weights.free_unused()
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore the random states; called by the loop before the first step of a resumed training.
+    def load_best(self) -> None:
+        """Set the weights of the best checkpoint at the end of a training, if that was requested. Collective over all ranks.
 
-        PaddleNLP's own method depends on the number of visible devices (see `random_states`). It is only used for
-        checkpoints of earlier versions, which have no other file.
+        PaddleNLP would look for its own files and skip it.
         """
-        if checkpoint is None:
+        best = self.state.best_model_checkpoint
+        if not self.args.load_best_model_at_end or best is None:
             return
-        file = self._state_file(Path(checkpoint), _RANDOM_STATES)
-        if file.exists():
-            restore_random_states(paddle.load(str(file), return_numpy=True))
+        if dist.get_world_size() > 1:
+            dist.barrier()
+        if checkpoints.is_old(best):
+            with old_checkpoints.reading(self, Path(best)):
+                old_checkpoints.set_weights(self, Path(best))
+            return
+        with Reader(best) as reader:
+            self._checked_restore(reader).set_weights()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore the random states; called by the loop before the first step of a resumed training."""
+        if checkpoint is None or self._start is None:
+            return
+        if self._start.is_old:
+            with old_checkpoints.reading(self, self._start.folder):
+                if not old_checkpoints.restore_random(self._start.folder, self.args.process_index):
+                    super()._load_rng_state(checkpoint)
+        elif self._start.layout == self.layout:
+            with Reader(self._start.folder) as reader:
+                described = read_json(self._start.folder, random_file_name(self.args.process_index))
+                restore_random_states(states_of_description(decode(described, reader.tensor)))
         else:
-            super()._load_rng_state(checkpoint)
+            named = self.args.use_hybrid_parallel
+            seed_random_states(self.layout, self.args.seed, named=named, step=self._start.step)
+            if any(gather_objects(has_dropout(self.model))):
+                say(
+                    "the layout has changed: dropout draws other values from here on than it would have on the layout of the "
+                    "checkpoint"
+                )
 
     # --- saving ------------------------------------------------------------------------------------------------
 
@@ -232,88 +310,77 @@ class CheckpointedTrainer(Trainer):
             self.chat_template.write(folder)
 
     def _save_checkpoint(self, model: paddle.nn.Layer, metrics: dict[str, float] | None = None) -> None:
-        args, step = self.args, self.state.global_step
-        output_dir = args.output_dir
-        staging, final = checkpoints.staging_folder(output_dir, step), checkpoints.checkpoint_folder(output_dir, step)
-        meter_state = self.meter.state()
-        restore = {name: getattr(args, name) for name in ("output_dir", "output_signal_dir", "save_total_limit")}
-        args.output_dir = args.output_signal_dir = str(staging)
-        args.save_total_limit = None
+        best = self.state.best_metric, self.state.best_model_checkpoint
         try:
-            with self._whole_weights(keep=args.should_save_model_state):
-                super()._save_checkpoint(model, metrics)
-        except OSError as error:
-            why = error.strerror or error
-            raise UserError(
-                f"{final} cannot be written: {why}. Free disk space or keep fewer checkpoints with --save_total_limit, then "
-                "start again: the training continues from the newest complete checkpoint."
-            ) from error
-        finally:
-            for name, value in restore.items():
-                setattr(args, name, value)
-        staged = staging / final.name
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(final)
-        for callback in self.stateful_callbacks:
-            paddle.save(callback.state(), str(self._state_file(staged, callback.state_name)))
-        paddle.save(random_states(), str(self._state_file(staged, _RANDOM_STATES)))
-        if args.process_index == 0:
-            self._correct_paths(staged, meter_state)
-            write_generation(staged, self.generation_settings)
-        _barrier()
-        if args.process_index == 0:
-            self._publish(staged, final)
-        _barrier()
-        if args.local_process_index == 0 and staged.exists():  # another machine, with its own disk
-            self._publish(staged, final)
-        _barrier()
+            self._write_checkpoint(metrics)
+        except SaveFailed as error:
+            if not self.continue_without_save:
+                raise
+            self.state.best_metric, self.state.best_model_checkpoint = best
+            say(f"{error} The training continues without it (--save_failure continue).")
 
-    def _whole_weights(self, keep: bool = True) -> AbstractContextManager[None]:
-        """Return a context in which this rank holds all weights of its part of the network, to save or set them."""
-        return nullcontext() if self.sharded_weights is None else self.sharded_weights.whole(keep)
-
-    def _state_file(self, folder: Path, name: str) -> Path:
-        """Return the file of this rank's part of a state."""
-        return folder / f"{name}_{self.args.process_index}.pdstate"
-
-    def _correct_paths(self, staged: Path, meter_state: dict[str, Any]) -> None:
-        """Write the files again that PaddleNLP wrote while `output_dir` was the temporary folder."""
-        self.state.save_to_json(str(staged / TRAINER_STATE))
-        paddle.save(self.args, str(staged / TRAINING_ARGS))
-        (staged / METER_STATE).write_text(json.dumps(meter_state))
-
-    def _publish(self, staged: Path, final: Path) -> None:
-        step = self.state.global_step
-        self.write_chat_template(staged)
-        checkpoints.write_manifest(
+    def _write_checkpoint(self, metrics: dict[str, float] | None) -> None:
+        """Write a checkpoint of this step. Collective over all ranks."""
+        output, step = Path(self.args.output_dir), self.state.global_step
+        staged, final = checkpoints.staging_folder(output, step), checkpoints.checkpoint_folder(output, step)
+        self._compare_with_best(metrics, final)
+        meter = self.meter.state()
+        callbacks = {callback.state_name: callback.state() for callback in self.stateful_callbacks}
+        if self._writers is None:
+            self._writers = find_writers(self.layout, staged)
+        else:
+            stage(staged, self._writers)
+        state = {
+            "step": step,
+            "consumed_samples": position_of(self.args).samples_at(step, self.global_batch),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "scaler": self.scaler.state_dict() if self.do_grad_scaling else None,
+            "meter": meter,
+            "callbacks": callbacks,
+        }
+        weights = local_weights(self.model, self.layout)
+        identity = self._identity() if self._writers.first_on_disk else None  # it may read the whole data
+        layout, versions = dataclasses.asdict(self.layout), {"paddle_llm": __version__, "paddle": paddle.__version__}
+        manifest = Manifest(step, layout, self.global_batch, identity, self.settings, versions)
+        written = save_checkpoint(
             staged,
-            step=step,
-            layout=self.layout,
-            global_batch=self.global_batch,
-            identity=self._identity(),
-            settings=self.settings,
+            final,
+            self._writers,
+            owned_tensors(
+                self.model,
+                weights,
+                OptimizerState(self.optimizer),
+                self._writers,
+                trained_only=self.saves_trained_only,
+                callbacks=self._tensor_callbacks,
+            ),
+            Content(describe_states(random_states()), state, manifest, self._write_configuration),
         )
-        publish(staged, final)
-        staged.parent.rmdir()
-        checkpoints.rotate(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if written is not None:
+            checkpoints.rotate(output, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if dist.get_world_size() > 1:
+            dist.barrier()
 
+    def _compare_with_best(self, metrics: dict[str, float] | None, final: Path) -> None:
+        """Record this checkpoint as the best one if its evaluation is."""
+        name = self.args.metric_for_best_model
+        if metrics is None or name is None:
+            return
+        value, best = metrics[name if name.startswith("eval_") else f"eval_{name}"], self.state.best_metric
+        if best is None or (value > best if self.args.greater_is_better else value < best):
+            self.state.best_metric = float(value)
+            self.state.best_model_checkpoint = str(final)
 
-@contextmanager
-def _damage_reported(folder: str | Path | None) -> Iterator[None]:
-    """Turn the errors that `paddle.load` raises for a damaged file into a message.
-
-    Raises:
-        UserError: If a file of the checkpoint cannot be read although its size is right.
-    """
-    try:
-        yield
-    except (ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{folder}: a file of this checkpoint is damaged ({str(error).rstrip('.')}). Resume from an older one with "
-            "--resume_from_checkpoint."
-        ) from error
-
-
-def _barrier() -> None:
-    if dist.get_world_size() > 1:
-        dist.barrier()
+    def _write_configuration(self, folder: Path) -> None:
+        """Write what `export`, `generate` and the loop read beside the tensors."""
+        self.state.save_to_json(str(folder / TRAINER_STATE))
+        try:
+            family = family_name(self.model)
+        except KeyError:
+            pass  # a network of a script, which no command reads
+        else:
+            write_config(PADDLENLP, self.model, family, folder, dtype="", has_padding_token=True)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(str(folder))
+        write_generation(folder, self.generation_settings)
+        self.write_chat_template(folder)

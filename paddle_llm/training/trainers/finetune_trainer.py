@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddlenlp.trainer import EarlyStoppingCallback, TrainingArguments
 
-from paddle_llm.core.console import say
 from paddle_llm.data.counted_batches import (
     LABELLED_POSITIONS,
     POSITION_LABELS,
@@ -27,17 +24,12 @@ from paddle_llm.peft.attachment import active_attachment
 from paddle_llm.peft.methods import adalora
 from paddle_llm.peft.targets import on_any_rank
 from paddle_llm.training.step.loss_normalization import find_criterion
+from paddle_llm.training.trainers.identity import digest_of_frozen, old_digest_of_frozen
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
 if TYPE_CHECKING:
     from paddle_llm.models.protocols import LanguageModel
 
-# PaddleNLP 3.0.0b4 expects an optimizer state for every weight (KeyError). Of a tensor that it does not know, such as
-# LoRA's, it writes the shard of the first tensor-parallel rank only.
-_NO_UNIFIED_CHECKPOINT = (
-    "--unified_checkpoint is ignored: PaddleNLP cannot resume from a unified checkpoint of several ranks with frozen "
-    "weights. Checkpoints are written per rank."
-)
 # On a GPU the head computes logits for a multiple of this many positions: tensors of many sizes would fragment its
 # memory.
 _POSITION_MULTIPLE = 256
@@ -81,15 +73,11 @@ class FinetuneTrainer(PretrainTrainer):
         patience: int | None = None,
         **kwargs: Any,
     ):
-        # Over all ranks: a pipeline stage sees its own layers only, and all stages must save and resume alike.
-        frozen = on_any_rank(model is not None and _is_partly_frozen(model))
-        if frozen and args is not None and args.unified_checkpoint and args.world_size > 1:
-            args.unified_checkpoint = False
-            say(_NO_UNIFIED_CHECKPOINT)
         super().__init__(model=model, args=args, **kwargs)
         self._answers = answers
-        self._frozen = frozen or on_any_rank(_is_partly_frozen(self.model))
-        self._base = on_first_rank(self._digest_of_frozen) if self._frozen else None
+        # Over all ranks: a pipeline stage sees its own layers only, and all stages must save and resume alike.
+        self.saves_trained_only = on_any_rank(_is_partly_frozen(self.model))
+        self._base = digest_of_frozen(self.model, self.layout) if self.saves_trained_only else None
         adalora.add_budget_callback(self)
         if patience is not None:
             self.add_callback(Patience(patience))
@@ -134,34 +122,21 @@ class FinetuneTrainer(PretrainTrainer):
 
     # --- checkpoints of the trained weights ----------------------------------------------------------------------
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None, merge_tensor_parallel: bool = False) -> None:
-        if not self._frozen or self.args.unified_checkpoint:
-            super()._save(output_dir, state_dict, merge_tensor_parallel)
-            return
-        with _trained_weights_only(self.model):
-            super()._save(output_dir, state_dict, merge_tensor_parallel)
-
     def _set_state_dict_in_model(self, state_dict: dict[str, Any]) -> None:
         with warnings.catch_warnings():
-            if self._frozen:
+            if self.saves_trained_only:
                 warnings.filterwarnings("ignore", message="Skip loading for")
             super()._set_state_dict_in_model(state_dict)
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, old: bool = False) -> dict[str, Any]:
         attachment = active_attachment(self.model)
         method = None
         if attachment is not None:  # tuples become lists, as in JSON
             method = {k: list(v) if isinstance(v, tuple) else v for k, v in attachment.method.as_dict().items()}
-        return {**super()._identity(), "method": method, "base": self._base}
-
-    def _digest_of_frozen(self) -> str:
-        """Return a digest of a few values of each frozen weight, which identifies the base model."""
-        digest = hashlib.sha256()
-        for parameter in self.model.parameters():
-            if parameter.stop_gradient and parameter._is_initialized():
-                first = parameter[0] if parameter.ndim > 1 else parameter
-                digest.update(first.astype("float32").numpy().tobytes())
-        return digest.hexdigest()
+        base = self._base
+        if old and self.saves_trained_only:
+            base = on_first_rank(lambda: old_digest_of_frozen(self.model))
+        return {**super()._identity(old), "method": method, "base": base}
 
 
 class Patience(EarlyStoppingCallback):
@@ -180,18 +155,3 @@ class Patience(EarlyStoppingCallback):
 
 def _is_partly_frozen(model: LanguageModel) -> bool:
     return any(parameter.stop_gradient for parameter in model.parameters())
-
-
-@contextmanager
-def _trained_weights_only(model: paddle.nn.Layer) -> Iterator[None]:
-    """Let `model.state_dict()` return the trained weights only."""
-    whole = model.state_dict
-
-    def trained(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {name: value for name, value in whole(*args, **kwargs).items() if not value.stop_gradient}
-
-    model.state_dict = trained
-    try:
-        yield
-    finally:
-        del model.state_dict

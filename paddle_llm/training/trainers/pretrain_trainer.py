@@ -22,6 +22,7 @@ from paddle_llm.core.artifacts import METRICS
 from paddle_llm.core.console import say
 from paddle_llm.data.collate import collate_numpy
 from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT, CountedBatches
+from paddle_llm.data.epochs import ShuffledEpochs
 from paddle_llm.data.loader import GLOBAL_BATCH_LABELS, GlobalBatchLoader
 from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, PaddedView
 from paddle_llm.parallel.process.parent import worker_initializer
@@ -30,7 +31,7 @@ from paddle_llm.parallel.zero.stage2 import ShardedGradients
 from paddle_llm.parallel.zero.stage3 import ShardedWeights
 from paddle_llm.training.arguments import check_device, layout_of
 from paddle_llm.training.callbacks import GradientObserver
-from paddle_llm.training.epochs import global_batch_of, in_global_order
+from paddle_llm.training.epochs import global_batch_of, in_global_order, position_of
 from paddle_llm.training.evaluation.mean_loss import mean_loss
 from paddle_llm.training.metrics.grad_norm import GradNormReader
 from paddle_llm.training.metrics.meter import Meter
@@ -97,6 +98,7 @@ class PretrainTrainer(CheckpointedTrainer):
         check_device(args)
         self.layout = layout or layout_of(args)
         self.options = options or TrainerOptions()
+        self.continue_without_save = self.options.continue_without_save
         self.predict_dataset = predict_dataset
         kwargs.setdefault("data_collator", collate_numpy)
         if kwargs.get("train_dataset") is not None:
@@ -190,19 +192,24 @@ class PretrainTrainer(CheckpointedTrainer):
 
     def _get_train_sampler(self) -> GlobalBatchSampler:
         args = self.args
-        steps = args.max_steps
-        if len(self.train_dataset) < steps * self.global_batch:
+        steps, position = args.max_steps, position_of(args)
+        needed = position.samples_at(steps, self.global_batch)
+        if isinstance(self.train_dataset, ShuffledEpochs):
+            self.train_dataset.extend(needed)
+        if len(self.train_dataset) < needed:
             raise ValueError(
                 f"the training data has {len(self.train_dataset)} samples, but {steps} steps of {self.global_batch} samples need "
-                f"{steps * self.global_batch}. Reduce max_steps or add samples."
+                f"{needed}. Reduce max_steps or add samples."
             )
-        return GlobalBatchSampler(
+        sampler = GlobalBatchSampler(
             steps * self.global_batch,
             args.per_device_train_batch_size,
             args.gradient_accumulation_steps,
             data_rank=args.dataset_rank,
             data_world_size=args.dataset_world_size,
         )
+        sampler.skipped = needed - steps * self.global_batch
+        return sampler
 
     def _get_eval_sampler(self, eval_dataset: paddle.io.Dataset) -> EvalBatchSampler:
         return EvalBatchSampler(
@@ -218,8 +225,12 @@ class PretrainTrainer(CheckpointedTrainer):
 
     def ends_epoch(self, step: int) -> bool:
         """Return whether an epoch of the training data ends within optimizer step `step` (1 for the first)."""
-        now, before = (int(self.epoch_of(s * self.global_batch)) for s in (step, step - 1))
+        now, before = (int(self.epoch_of(self.consumed_samples(s))) for s in (step, step - 1))
         return now > before
+
+    def consumed_samples(self, step: int) -> int:
+        """Return the number of samples of the global order that the steps up to `step` use, over all ranks."""
+        return position_of(self.args).samples_at(step, self.global_batch)
 
     # --- optimizer ---------------------------------------------------------------------------------------------
 

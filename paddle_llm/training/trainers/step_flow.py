@@ -62,8 +62,12 @@ class StepFlow(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Clear the flags: the loop's only epoch ends with the last step, after which everything is done."""
+        """Clear the flags: the loop's only epoch ends with the last step, after which everything is done.
+
+        The loop would look for PaddleNLP's files of the best checkpoint after this.
+        """
         control.should_log = control.should_evaluate = control.should_save = False
+        self._trainer.load_best()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -103,7 +107,7 @@ def finish_step(trainer: PretrainTrainer, model: paddle.nn.Layer) -> None:
         spike = _count_step(trainer)
         stops = trainer.scalars.stops
     if trainer.control.should_log and trainer.meter.window.steps:
-        consumed = trainer.state.global_step * trainer.global_batch
+        consumed = trainer.consumed_samples(trainer.state.global_step)
         row = trainer.meter.row(grad_norm=trainer.scalars.grad_norm, consumed_samples=consumed)
         trainer.log({**row, "epoch": trainer.epoch_of(consumed)})
     if spike is not None:  # afterwards, because writing a row clears the flag
