@@ -22,5 +22,5 @@ step "4/5 Pretrain on 8 CPU ranks: tensor 2 x pipeline 2 x sharding stage 2 over
 "$PYTHON" -m paddle_llm.cli pretrain configs/pretrain/quickstart.json --nproc_per_node 8 --log_dir "$RUN"/log "$@"
 
 step "5/5 Generate 40 tokens and report the result"
-"$PYTHON" -m paddle_llm.cli generate "$RUN"/output/model --prompt "$PROMPT" --max_new_tokens 40 --temperature 0.7 --top_p 0.9 >"$RUN"/sample.txt
+"$PYTHON" -m paddle_llm.cli generate "$RUN"/output/model --prompt "$PROMPT" --max_new_tokens 40 --temperature 0.7 --top_p 0.8 >"$RUN"/sample.txt
 "$PYTHON" launch/quickstart_report.py "$RUN" "$PROMPT"
