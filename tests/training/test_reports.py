@@ -72,6 +72,15 @@ def test_the_loss_of_step_1_is_printed_once_and_starts_the_closing_table(tmp_pat
     assert "at step 1," not in capsys.readouterr().err
 
 
+def test_scores_have_their_digits(capsys):
+    from paddle_llm.training.metrics.reports import ProgressReport
+
+    row = {"step": 5, "eval_loss": 2.0, "eval_bleu": 0.0008, "eval_rouge1": 0.5, "eval_generated": 3}
+    ProgressReport(bar=False).on_log(None, None, None, row)
+    shown = "step 5  eval_loss 2.0000  eval_bleu 0.00  eval_rouge1 0.5000  eval_generated 3\n"
+    assert capsys.readouterr().err == shown
+
+
 def _curve(folder: Path, group: str, tag: str) -> list[tuple[int, float]]:
     (record,) = (folder / "visualdl").glob("vdlrecords.*")
     return [(point.id, point.value) for point in LogReader(file_path=str(record)).get_data("scalar", f"{group}/{tag}")]
