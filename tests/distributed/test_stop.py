@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,44 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(layout, tmp_path):
             assert message.startswith(f"{number.name} was received by rank {rank}. The state after step")
         assert found["equal"]
     assert numbers(tmp_path / "stopped" / "output") == numbers(tmp_path / "whole" / "output")
+
+
+# Trains with a data loading worker; SIGTERM goes to the process group, as Paddle's launcher sends it.
+SIGNALLED_GROUP = """
+import os, signal
+from pathlib import Path
+
+from paddle_llm.core.errors import exit_on_user_error
+from paddle_llm.parallel.process.start import start_process
+from paddle_llm.parallel.process.stop_request import stop_on_signals
+
+start_process("cpu", 1)
+
+from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
+from tests.helpers.pretrain_jobs import config, make_trainer
+from tests.helpers.processes import descendants, running
+
+original = PretrainTrainer.training_step
+
+def training_step(self, *args, **kwargs):
+    if self.state.global_step == 3 and PretrainTrainer.training_step is training_step:
+        PretrainTrainer.training_step = original
+        workers = descendants(os.getpid())
+        os.killpg(0, signal.SIGTERM)
+        print("running:", len(running(workers)), "of", len(workers))
+    return original(self, *args, **kwargs)
+
+PretrainTrainer.training_step = training_step
+with exit_on_user_error(), stop_on_signals(True):
+    make_trainer(config(Path("."), dataloader_num_workers=1, do_eval=False)).train()
+"""
+
+
+def test_a_signal_to_the_process_group_leaves_the_data_loading_workers(tmp_path):
+    (tmp_path / "train.py").write_text(SIGNALLED_GROUP)
+    command = [sys.executable, "train.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False, start_new_session=True
+    )
+    assert done.returncode == 75, done.stderr
+    assert "running: 1 of 1" in done.stdout and "The state after step 4 is in" in done.stderr
