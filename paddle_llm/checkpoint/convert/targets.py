@@ -20,7 +20,7 @@ from paddle_llm.checkpoint.convert.source import MASTER_WEIGHTS, WEIGHTS, Source
 from paddle_llm.checkpoint.convert.unified_files import MASTER_INDEX, OPTIMIZER_INDEX
 from paddle_llm.checkpoint.format.index import whole
 from paddle_llm.checkpoint.format.manifest import Manifest, write_json
-from paddle_llm.checkpoint.format.state import STATE, encode
+from paddle_llm.checkpoint.format.state import CONVERTED_FROM, STATE, encode
 from paddle_llm.checkpoint.format.writer import LocalTensor, finish, write_rank_file, write_tensor_file
 from paddle_llm.config.local_files.chat_templates import copy_templates
 from paddle_llm.core.artifacts import (
@@ -221,4 +221,5 @@ def _state(source: Source, global_batch: int) -> dict[str, Any]:
             "skipped_steps": 0,
         },
         "callbacks": {},
+        CONVERTED_FROM: source.title,
     }

@@ -23,6 +23,7 @@ import numpy as np
 from paddle_llm.checkpoint.format.index import DTYPES, dtype_name
 
 STATE = "state.json"
+CONVERTED_FROM = "converted_from"  # key: format of the checkpoint that was converted; it has no random states
 
 
 def encode(state: Any, prefix: str) -> tuple[Any, dict[str, np.ndarray]]:

@@ -289,7 +289,7 @@ class CheckpointedTrainer(Trainer):
             with old_checkpoints.reading(self, self._start.folder):
                 if not old_checkpoints.restore_random(self._start.folder, self.args.process_index):
                     super()._load_rng_state(checkpoint)
-        elif self._start.layout == self.layout:
+        elif self._start.layout == self.layout and self._start.has_random_states:
             with Reader(self._start.folder) as reader:
                 described = read_json(self._start.folder, random_file_name(self.args.process_index))
                 restore_random_states(states_of_description(decode(described, reader.tensor)))
@@ -300,6 +300,9 @@ class CheckpointedTrainer(Trainer):
                 say(
                     "the layout has changed: dropout draws other values from here on than it would have on the layout of the "
                     "checkpoint"
+                    if self._start.has_random_states
+                    else "the checkpoint was converted and has no random states: dropout draws other values from here on than it "
+                    "would have without the interruption"
                 )
 
     # --- saving ------------------------------------------------------------------------------------------------

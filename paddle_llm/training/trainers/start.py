@@ -8,7 +8,7 @@ from typing import Any
 
 from paddle_llm.checkpoint.folder import is_old, read_manifest
 from paddle_llm.checkpoint.format.manifest import read_json
-from paddle_llm.checkpoint.format.state import STATE, decode
+from paddle_llm.checkpoint.format.state import CONVERTED_FROM, STATE, decode
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.artifacts import METER_STATE
 from paddle_llm.core.json_files import read_json_object
@@ -49,6 +49,11 @@ class Start:
     def position(self) -> Position:
         """Steps and samples so far. An old checkpoint resumes with the same global batch, so that 0 is right for it."""
         return Position() if self.is_old else Position(self.step, self.state["consumed_samples"])
+
+    @property
+    def has_random_states(self) -> bool:
+        """Whether the ranks' random states were saved; a checkpoint of PaddleNLP that was converted has none."""
+        return CONVERTED_FROM not in self.state
 
     def meter(self) -> dict[str, Any]:
         """Return the state of the meter."""

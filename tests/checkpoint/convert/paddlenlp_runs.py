@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.parallel.layout_runs import SEQUENCE, VOCABULARY, _check_mesh, _network
+from tests.helpers.pretrain_jobs import Toy
+from tests.parallel.layout_runs import _check_mesh, _network
 
 STEPS, SAVED = 4, 2
 GLOBAL_BATCH = 8
@@ -21,7 +22,12 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 
 def train(
-    folder: str, layout: dict[str, Any], model: dict[str, Any], formats: list[str], resume: str | None = None
+    folder: str,
+    layout: dict[str, Any],
+    model: dict[str, Any],
+    formats: list[str],
+    resume: str | None = None,
+    schedule: str = "linear",
 ) -> tuple[list[float], dict[str, np.ndarray]]:
     """Train four steps and save the state after step 2 in several formats: `<folder>/<format>/checkpoint-2`.
 
@@ -31,6 +37,7 @@ def train(
         model: Fields of LlamaConfig.
         formats: Keys of FORMATS.
         resume: Unified checkpoint to continue from.
+        schedule: Schedule of the learning rate.
 
     Returns:
         (loss by step, this rank's weights and optimizer states after step 2).
@@ -54,7 +61,7 @@ def train(
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": GLOBAL_BATCH // plan.data_world_size,
         "learning_rate": 1e-2,
-        "lr_scheduler_type": "linear",
+        "lr_scheduler_type": schedule,
         "max_grad_norm": 1.0,
         "logging_steps": 1,
         "save_steps": SAVED,
@@ -97,8 +104,7 @@ def train(
                 self.train_dataset, 1, num_replicas=args.dataset_world_size, rank=args.dataset_rank, drop_last=True
             )
 
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (STEPS * GLOBAL_BATCH, SEQUENCE + 1))
-    samples = [{"input_ids": row[:-1], "labels": row[1:]} for row in tokens.astype("int64")]
+    samples = [Toy(STEPS * GLOBAL_BATCH)[index] for index in range(STEPS * GLOBAL_BATCH)]
     trainer = Recording(model=network, args=arguments, train_dataset=samples)
     trainer.train(resume_from_checkpoint=resume)
     return losses[: STEPS if resume is None else STEPS - SAVED], saved
