@@ -58,7 +58,7 @@ def test_an_old_checkpoint_resumes_to_the_same_end(job, folder):
     shutil.rmtree(folder / job / ("model" if job == "full" else "adapter"))
     run(folder, str(ROOT / "finetune_generation.py"), *FINETUNE.split(), *JOBS[job].split(), "--output_dir", job)
     found = _rows(folder / job)
-    assert [row.keys() for row in found] == [row.keys() for row in expected]
+    assert [row.keys() - {"loss_spikes"} for row in found] == [row.keys() for row in expected]  # a later key
     for row, other in zip(found, expected, strict=True):
         for key in {"loss", "grad_norm", "eval_loss"} & row.keys():
             assert row[key] == pytest.approx(other[key], rel=1e-5)
