@@ -66,13 +66,12 @@ def train_part(folder: Path, part: Part) -> list[int]:
 
     class Saver(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            data.recording = True
+            data.recording = True  # the loader reads it in another thread
+            trainer.train_dataset = Toy(1000)  # a checkpoint records a digest of the first samples
 
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == first and part.start is not None:
-                data.recording = False  # a checkpoint records a digest of the first samples
                 _save(trainer, folder / "loaded")
-                data.recording = True
 
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == part.last:
@@ -89,7 +88,7 @@ def train_part(folder: Path, part: Part) -> list[int]:
     first = 0 if part.start is None else int(part.start.name.partition("-")[2])
     trainer.add_callback(Saver())
     trainer.train(part.start)
-    return data.read[: (part.last - first) * BATCH // layout.data_world_size]  # without those read ahead
+    return data.read
 
 
 def _save(trainer, folder: Path) -> None:
