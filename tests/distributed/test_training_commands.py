@@ -169,7 +169,15 @@ if os.environ.get("PADDLE_TRAINER_ID") == "1":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+# tests/training/test_stop.py has all three in one process.
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_the_state_and_the_resumed_job_is_exact(number, corpus, uninterrupted, tmp_path):
     """The signal arrives in the second step or later; the job is not restarted, although --max_restarts is given."""
     flags = [*_flags(corpus, tmp_path / "output"), "--nproc_per_node", "2", "--max_restarts", "3"]
