@@ -63,6 +63,23 @@ def test_the_scale_is_taken_out_of_the_gradients(tmp_path, monkeypatch, main_gra
         assert (row["loss"], row["grad_norm"]) == (other["loss"], other["grad_norm"])
 
 
+def test_a_resumed_training_continues_with_its_scale(tmp_path, monkeypatch):
+    settings = {"max_steps": 6, "logging_steps": 1, "save_steps": 3, "do_eval": False}
+    found = {}
+    for name in ("whole", "resumed"):
+        trainer = make_trainer(config(tmp_path, **settings, output_dir=str(tmp_path / name)))
+        _overflows_above(trainer)
+        _with_loss_scaler(trainer, monkeypatch, 1e30)
+        trainer.train(tmp_path / "whole" / "checkpoint-3" if name == "resumed" else None)
+        found[name] = trainer.scaler.state_dict(), weights(trainer.model), rows(tmp_path / name)[-3:]
+    (scaler, values, numbers), (again, same, repeated) = found.values()
+    assert again == scaler and scaler["scale"] == np.float32(1e30) * np.float32(1e-15)
+    assert all(np.array_equal(value, same[name]) for name, value in values.items())
+    assert [(r["loss"], r["grad_norm"], r["skipped_steps"]) for r in numbers] == [
+        (r["loss"], r["grad_norm"], r["skipped_steps"]) for r in repeated
+    ]
+
+
 def test_a_loss_that_is_nan_stops_the_job_under_a_loss_scaler_too(tmp_path, monkeypatch):
     trainer = make_poisoned_trainer(config(tmp_path, do_eval=False))
     _with_loss_scaler(trainer, monkeypatch, 1024.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from types import MethodType
+from typing import Any
 
+import numpy as np
 import paddle
 from paddle import _legacy_C_ops
 from paddle.distributed.fleet.utils.hybrid_parallel_util import obtain_optimizer_parameters_list
@@ -29,3 +31,17 @@ def _unscale(self: paddle.amp.GradScaler, optimizer: paddle.optimizer.Optimizer)
     if gradients:
         _legacy_C_ops.check_finite_and_unscale(gradients, self._scale, gradients, found_inf)
     self._found_inf = found_inf
+
+
+def scaler_state(scaler: paddle.amp.GradScaler) -> dict[str, Any]:
+    """Return the state of a scaler as numbers, equal on all ranks; its scale is an array [1] in float32."""
+    state = dict(scaler.state_dict())
+    if "scale" in state:
+        state["scale"] = float(np.asarray(state["scale"]).reshape(()))
+    return state
+
+
+def restore_scaler(scaler: paddle.amp.GradScaler, state: dict[str, Any]) -> None:
+    """Continue from what `scaler_state` returned."""
+    if state:
+        scaler.load_state_dict({**state, "scale": np.array([state["scale"]], np.float32)})

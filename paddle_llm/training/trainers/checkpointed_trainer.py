@@ -51,6 +51,7 @@ from paddle_llm.training.random_states import (
     seed_random_states,
     states_of_description,
 )
+from paddle_llm.training.step.loss_scaling import restore_scaler, scaler_state
 from paddle_llm.training.trainers import old_checkpoints
 from paddle_llm.training.trainers.identity import describe_network, describe_samples
 from paddle_llm.training.trainers.start import Start
@@ -234,8 +235,8 @@ class CheckpointedTrainer(Trainer):
                 restore.restore_callback(tensor_callback)
         state = self._start.state
         self.lr_scheduler.set_state_dict(state["scheduler"])
-        if self.do_grad_scaling and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
+        if self.do_grad_scaling:
+            restore_scaler(self.scaler, state["scaler"] or {})
         for callback in self.stateful_callbacks:
             if callback.state_name in state["callbacks"]:
                 callback.restore(state["callbacks"][callback.state_name])
@@ -337,7 +338,7 @@ class CheckpointedTrainer(Trainer):
             "step": step,
             "consumed_samples": position_of(self.args).samples_at(step, self.global_batch),
             "scheduler": self.lr_scheduler.state_dict(),
-            "scaler": self.scaler.state_dict() if self.do_grad_scaling else None,
+            "scaler": scaler_state(self.scaler) if self.do_grad_scaling else None,
             "meter": meter,
             "callbacks": callbacks,
         }
