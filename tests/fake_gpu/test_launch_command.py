@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from paddle_llm.core.errors import UserError
 from paddle_llm.training.launch.options import LaunchOptions, launch_command, launch_environment
 
 
@@ -22,6 +23,14 @@ def test_one_rank_per_card(monkeypatch):
     assert _after("--log_dir", command) == "logs"
     # Paddle's launcher looks the cards up in the variable, so it stays as it is.
     assert launch_environment(options, "gpu")["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+
+
+def test_the_given_cards_are_used_on_a_gpu_only(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    options = LaunchOptions(gpus="1,3")
+    assert _after("--gpus", launch_command(options, "pretrain", "gpu", [])) == "1,3"
+    with pytest.raises(UserError, match="--gpus 1,3: the job would run on the CPU"):
+        launch_command(options, "pretrain", "cpu", [])
 
 
 def test_ranks_on_a_cpu_have_an_entry_each_in_the_list_of_cards(monkeypatch):

@@ -22,7 +22,7 @@ from paddle_llm.parallel.zero.stage2 import default_bucket_bytes
 from paddle_llm.parallel.zero.stage3 import ShardedWeights
 from paddle_llm.peft.methods import adalora
 from paddle_llm.rehearse import oracle
-from paddle_llm.training import sharding
+from paddle_llm.training import rollback, sharding
 from paddle_llm.training.metrics.meter import Meter
 from paddle_llm.training.step import nan_guard
 from paddle_llm.training.step.loss_scaling import unscale_main_gradients
@@ -185,6 +185,13 @@ def test_stage_3_prefetches_where_collectives_are_asynchronous(
     )
     assert applied == ("reader", "gradients", "weights" if stage == 3 else None)
     assert given.get("prefetch") is (True if stage == 3 else None)
+
+
+def test_a_rollback_frees_the_memory_of_the_card(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr(paddle.device.cuda, "empty_cache", lambda: freed.append(True))
+    rollback._free_memory()
+    assert freed == [True]
 
 
 # ---- ranks and rehearsal --------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ LANE = (
     "tests/config/test_device.py",
     "tests/config/test_rules.py",
     "tests/gpu/test_rank_functions.py::test_each_rank_has_its_own_gpu_and_nccl",
+    "tests/training/test_loss_scaling.py",
     "tests/training/test_random_states.py::test_another_gpu_continues_the_stream_of_the_first",
 )
 DESELECTED = ("tests/fake_gpu/test_branches.py",)
