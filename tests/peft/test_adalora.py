@@ -77,8 +77,11 @@ def test_the_least_important_triplets_are_removed(tmp_path):
     budget.allocate(step=8)  # removed triplets stay removed
     assert np.array_equal(kept, [t.parameter.numpy() != 0 for t in attachment.added[1::3]])
     again = Budget(attachment, steps=10)
-    again.restore(budget.state())
+    saved = {(name, parameter.name): values for name, parameter, values in budget.tensors()}
+    again.restore_tensors(lambda name, parameter: saved.get((name, parameter.name)), owns=lambda parameter: True)
     assert np.array_equal(again.kept, kept)
+    found = {(name, parameter.name): values for name, parameter, values in again.tensors()}
+    assert found.keys() == saved.keys() and all(np.array_equal(found[key], saved[key]) for key in saved)
 
 
 def test_there_is_no_penalty_without_a_trainer(tmp_path):
