@@ -179,7 +179,7 @@ def test_a_signal_reaches_the_launcher_which_is_not_restarted(
     )
     wait_until((tmp_path / "started").exists, 60, "the launcher runs")
     job.send_signal(number)
-    _, err = job.communicate(timeout=60)
+    _, err = job.communicate(timeout=200)
     assert job.returncode == code and (tmp_path / "ended").exists() and "Restart" not in err
 
 
