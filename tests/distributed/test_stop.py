@@ -14,6 +14,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.helpers.pretrain_jobs import config, make_trainer, numbers, whole_weights
 
+ROOT = Path(__file__).parents[2]
 # Rank that gets a signal, the signal, the method that is running, completed steps, number of the call.
 SIGNALS = (
     (1, signal.SIGTERM, "training_step", 1, 0),
@@ -131,9 +132,15 @@ with exit_on_user_error(), stop_on_signals(True):
 
 def test_a_signal_to_the_process_group_leaves_the_data_loading_workers(tmp_path):
     (tmp_path / "train.py").write_text(SIGNALLED_GROUP)
-    command = [sys.executable, "train.py"]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False, start_new_session=True
+        [sys.executable, "train.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        start_new_session=True,
     )
     assert done.returncode == 75, done.stderr
     assert "running: 1 of 1" in done.stdout and "The state after step 4 is in" in done.stderr
