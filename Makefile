@@ -37,8 +37,9 @@ test: lint
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 # Also the slow tests, and the thorough profile of tests/conformance: 10,000 texts for each tokenizer, 500 generated inputs.
+# One worker, because some of the slow tests measure memory and time.
 test-all: lint $(BIN)/installed-hf
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest
 
 # The sdist and the wheel in dist/, and a short training with the wheel in a new environment of each Python version.
 PYTHONS ?= python3.10 python3.11 python3.12
