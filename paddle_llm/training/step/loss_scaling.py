@@ -34,7 +34,7 @@ def _unscale(self: paddle.amp.GradScaler, optimizer: paddle.optimizer.Optimizer)
 
 
 def scaler_state(scaler: paddle.amp.GradScaler) -> dict[str, Any]:
-    """Return the state of a scaler as numbers, equal on all ranks; its scale is an array [1] in float32."""
+    """Return the state of a scaler as numbers, the same on all ranks. Paddle's has the scale as an array [1]."""
     state = dict(scaler.state_dict())
     if "scale" in state:
         state["scale"] = float(np.asarray(state["scale"]).reshape(()))
