@@ -18,7 +18,6 @@ from paddle_llm.models.weights.shards import Shard
 
 FORMAT = "paddle_llm.checkpoint"
 VERSION = 1
-INDEX = "index.json"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 import xxhash
 
-from paddle_llm.checkpoint.format.index import FORMAT, INDEX, VERSION, Index, check_version
-from paddle_llm.core.artifacts import MANIFEST
+from paddle_llm.checkpoint.format.index import FORMAT, VERSION, Index, check_version
+from paddle_llm.core.artifacts import CHECKPOINT_INDEX, MANIFEST
 from paddle_llm.core.atomic_output import MARK
 from paddle_llm.core.durable_files import BLOCK_BYTES, FileRecord, flush, write_durably
 from paddle_llm.core.errors import UserError
@@ -168,15 +168,15 @@ def read_index(folder: Path, manifest: Manifest) -> Index:
     Raises:
         DamagedCheckpoint: If the index is missing, damaged or invalid, or names a file that the manifest lacks.
     """
-    if INDEX not in manifest.files:
-        raise DamagedCheckpoint(folder, MANIFEST, f"does not name {INDEX}")
+    if CHECKPOINT_INDEX not in manifest.files:
+        raise DamagedCheckpoint(folder, MANIFEST, f"does not name {CHECKPOINT_INDEX}")
     try:
-        index = Index.from_json(read_json(folder, INDEX, manifest.files[INDEX]))
+        index = Index.from_json(read_json(folder, CHECKPOINT_INDEX, manifest.files[CHECKPOINT_INDEX]))
     except ValueError as error:
-        raise DamagedCheckpoint(folder, INDEX, str(error)) from None
+        raise DamagedCheckpoint(folder, CHECKPOINT_INDEX, str(error)) from None
     for name in index.by_file():
         if name not in manifest.files and name not in manifest.elsewhere:
-            raise DamagedCheckpoint(folder, INDEX, f"names {name}, which is not in {MANIFEST}")
+            raise DamagedCheckpoint(folder, CHECKPOINT_INDEX, f"names {name}, which is not in {MANIFEST}")
     return index
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paddle_llm.checkpoint.format.digested_file import DigestedFile
-from paddle_llm.checkpoint.format.index import DTYPES, INDEX, Part, TensorEntry, local_shape
+from paddle_llm.checkpoint.format.index import DTYPES, Part, TensorEntry, local_shape
 from paddle_llm.checkpoint.format.manifest import DamagedCheckpoint, Manifest, read_bytes, read_index, read_manifest
-from paddle_llm.core.artifacts import MANIFEST
+from paddle_llm.core.artifacts import CHECKPOINT_INDEX, MANIFEST
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights.files import read_header
 
@@ -54,7 +54,7 @@ def verify(
     for name, record in manifest.files.items():
         if name in stored:
             _check_header(folder, name, parts.get(name, {}))
-        elif name != INDEX:
+        elif name != CHECKPOINT_INDEX:
             read_bytes(folder, name, record)
     if level == "full":
         chosen = stored if files is None else sorted(set(stored) & set(files))
@@ -103,10 +103,12 @@ def _check_header(folder: Path, name: str, parts: dict[str, tuple[TensorEntry, P
     header.pop("__metadata__", None)
     for key in sorted(set(header) | set(parts)):
         if key not in parts:
-            raise DamagedCheckpoint(folder, name, f"contains {key}, which is not in {INDEX}")
+            raise DamagedCheckpoint(folder, name, f"contains {key}, which is not in {CHECKPOINT_INDEX}")
         expected = _header_entry(*parts[key], begin)
         if header.get(key) != expected:
-            raise DamagedCheckpoint(folder, name, f"has {header.get(key)} for {key}, but {INDEX} has {expected}")
+            raise DamagedCheckpoint(
+                folder, name, f"has {header.get(key)} for {key}, but {CHECKPOINT_INDEX} has {expected}"
+            )
     end = begin
     for _, part in sorted(parts.values(), key=lambda one: (one[1].offset, one[1].nbytes)):
         if part.offset != end:

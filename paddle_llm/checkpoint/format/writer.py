@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.checkpoint.format.index import DTYPES, INDEX, Part, TensorEntry, dtype_name, local_shape, merge, whole
+from paddle_llm.checkpoint.format.index import DTYPES, Part, TensorEntry, dtype_name, local_shape, merge, whole
 from paddle_llm.checkpoint.format.manifest import Manifest, seal, write_json
+from paddle_llm.core.artifacts import CHECKPOINT_INDEX
 from paddle_llm.core.durable_files import FileRecord, write_durably
 from paddle_llm.models.weights.shards import Shard
 
@@ -164,7 +165,7 @@ def finish(
     """
     index = merge(one.tensors for one in ranks)
     written = {one.name: one.record for one in ranks} | dict(records or {})
-    written[INDEX] = write_json(folder, INDEX, index.to_json())
+    written[CHECKPOINT_INDEX] = write_json(folder, CHECKPOINT_INDEX, index.to_json())
     return seal(folder, manifest, written)
 
 

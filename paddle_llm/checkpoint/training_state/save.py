@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paddle_llm.checkpoint.format.index import INDEX, TensorEntry, merge
+from paddle_llm.checkpoint.format.index import TensorEntry, merge
 from paddle_llm.checkpoint.format.manifest import Manifest, seal, write_json
 from paddle_llm.checkpoint.format.state import STATE, encode
 from paddle_llm.checkpoint.format.writer import LocalTensor, RankFile, write_rank_file
 from paddle_llm.checkpoint.training_state.writers import SaveFailed, Writers, create_folder, gather_objects
+from paddle_llm.core.artifacts import CHECKPOINT_INDEX
 from paddle_llm.core.atomic_output import publish
 from paddle_llm.core.durable_files import FileRecord
 
@@ -133,7 +134,7 @@ def _finish(staged: Path, final: Path, writers: Writers, everyone: list[_Written
     here_first = sorted(files, key=lambda one: one[0] != writers.disk)
     tensors = [file.tensors for _, file in here_first]
     index = merge(tensors if writers.shares_disk else _without_copies(tensors))
-    records[INDEX] = write_json(staged, INDEX, index.to_json())
+    records[CHECKPOINT_INDEX] = write_json(staged, CHECKPOINT_INDEX, index.to_json())
     elsewhere = sorted({file.name for disk, file in files if disk != writers.disk} & index.by_file().keys())
     complete = seal(staged, replace(content.manifest, elsewhere=elsewhere), records)
     publish(staged, final)
