@@ -29,6 +29,7 @@ COMMANDS = {
         "paddle_llm.cli.check_model:check_model",
         "Report how a model, tokenizer or adapter folder is read.",
     ),
+    "check": ("paddle_llm.cli.check:check", "Report every mistake of a config, and what the job would do."),
     "rehearse": (
         "paddle_llm.cli.rehearse:rehearse",
         "Check a config for a cluster on CPU ranks before it runs on GPUs.",

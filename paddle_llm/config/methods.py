@@ -5,11 +5,13 @@ The rules of the config report violations before Paddle is imported; `peft.attac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.errors import UserError
 from paddle_llm.families import FAMILIES
 
 # Field -> the method that it chooses. Without any of them, all weights are trained.
@@ -167,3 +169,26 @@ def _dora_problems(layout: Layout, dropout: float) -> Iterator[str]:
             f"--dora with tensor_parallel_degree = {layout.tensor} and lora_dropout = {dropout}: DoRA multiplies the input after "
             "dropout by the complete weight. Set lora_dropout to 0, or tensor_parallel_degree to 1."
         )
+
+
+def any_pattern_matches(patterns: tuple[str, ...], name: str) -> bool:
+    """Return whether any pattern matches a dotted name; see `pattern_matches`."""
+    return any(pattern_matches(pattern, name) for pattern in patterns)
+
+
+def pattern_matches(pattern: str, name: str) -> bool:
+    """Return whether a pattern matches a dotted name.
+
+    `q_proj` and `self_attn.q_proj` match "llama.layers.0.self_attn.q_proj"; so does the regular expression `.*q_proj`.
+
+    Raises:
+        UserError: If the pattern is neither a name nor a regular expression.
+    """
+    if name == pattern or name.endswith(f".{pattern}"):
+        return True
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise UserError(
+            f"{pattern!r} is neither the name of a layer nor a regular expression: {error}. Correct the pattern."
+        ) from error

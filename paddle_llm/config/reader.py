@@ -130,6 +130,27 @@ def resolve(
     return Resolved(config, layout, facts, origins | derived_origins, notices + derived_notices, requested, script)
 
 
+def resolve_for_cluster(
+    argv: list[str], *, world_size: int, entry: str, further_rules: Sequence[Rule] = ()
+) -> Resolved:
+    """Read and check a command line as a cluster would: on GPUs, or on CPUs if the config asks for them.
+
+    Args:
+        argv: `[CONFIG.json] [--key value ...]`, without the program's name.
+        world_size: Number of ranks of the job.
+        entry: "pretrain" or "finetune".
+        further_rules: Rules of the caller; their problems are reported with the others.
+
+    Raises:
+        ConfigError: If the command line has mistakes; the error lists all of them.
+    """
+    options: dict[str, Any] = {"world_size": world_size, "entry": entry, "further_rules": further_rules}
+    resolved = resolve(argv, device="gpu", **options)
+    if resolved.requested.get("device") == "cpu":
+        resolved = resolve(argv, device="cpu", **options)
+    return resolved
+
+
 @dataclass
 class _Problems:
     """Mistakes found so far.

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families.config_keys import expect, rename, same
 from paddle_llm.families.decoder import always
-from paddle_llm.families.facts import ModelFacts
-from paddle_llm.families.parameters import Parameters, gpt_layer
+from paddle_llm.families.parameters import with_all_biases
 from paddle_llm.families.spec import (
     COLUMN,
     ROW,
@@ -46,12 +45,6 @@ def _write(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _count(facts: ModelFacts) -> Parameters:
-    """The head is the token embedding; a LayerNorm follows the embedding and another one the layers."""
-    table = facts.vocab_size * facts.hidden_size
-    return Parameters(0, facts.num_hidden_layers * gpt_layer(facts), table, 4 * facts.hidden_size)
-
-
 BLOOM = Family(
     name="bloom",
     title="BLOOM",
@@ -87,7 +80,9 @@ BLOOM = Family(
         feed_forward_factor=4,
         key_value_heads=always,
         layers="n_layer",
-        dropout=DropoutKeys(hidden=("hidden_dropout",), attention=("attention_dropout",)),
+        dropout=DropoutKeys(
+            hidden=("hidden_dropout",), attention=("attention_dropout",), default_hidden=0.0, default_attention=0.0
+        ),
         epsilon="layer_norm_epsilon",
         sequence_length=None,
         attention_window=None,
@@ -166,5 +161,5 @@ BLOOM = Family(
         position_offset=0,
     ),
     engines=Engines(transformers=True, paddleformers=False, fastdeploy=False),
-    count_parameters=_count,
+    shapes=with_all_biases,
 )  # fmt: skip

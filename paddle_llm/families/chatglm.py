@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families.config_keys import expect, rename, same
 from paddle_llm.families.decoder import always
-from paddle_llm.families.facts import ModelFacts
-from paddle_llm.families.parameters import Parameters, gpt_layer
+from paddle_llm.families.parameters import with_all_biases
 from paddle_llm.families.spec import (
     COLUMN,
     ROW,
@@ -53,12 +52,6 @@ def _write(config: PretrainedConfig) -> dict[str, Any]:
         **same(config, "vocab_size", "hidden_size", "inner_hidden_size", "num_attention_heads", "layernorm_epsilon"),
         **same(config, "max_sequence_length", "position_encoding_2d", "mask_token_id", "gmask_token_id"),
     }
-
-
-def _count(facts: ModelFacts) -> Parameters:
-    """The head is the token embedding; one LayerNorm follows the layers."""
-    table = facts.vocab_size * facts.hidden_size
-    return Parameters(0, facts.num_hidden_layers * gpt_layer(facts), table, 2 * facts.hidden_size)
 
 
 CHATGLM = Family(
@@ -171,5 +164,5 @@ CHATGLM = Family(
         position_offset=0,
     ),
     engines=Engines(transformers=False, paddleformers=False, fastdeploy=False),
-    count_parameters=_count,
+    shapes=with_all_biases,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from paddle_llm.families.chatglm import AUTO_MAP
 from paddle_llm.families.config_keys import expect, rename, same
 from paddle_llm.families.facts import ModelFacts
-from paddle_llm.families.parameters import Parameters
+from paddle_llm.families.parameters import ALL_BIASES, ModelShapes, decoder_shapes
 from paddle_llm.families.spec import (
     ALL_GRANULARITIES,
     COLUMN,
@@ -64,18 +64,11 @@ def _has_groups(raw: Mapping[str, Any]) -> bool:
     return raw.get("multi_query_attention") is not False
 
 
-def _count(facts: ModelFacts) -> Parameters:
-    """Count multi-query attention, whose biases config.json sets, SwiGLU and two norms per layer."""
-    h = facts.hidden_size
-    table = facts.vocab_size * h
-    query, key_value = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
-    everywhere = bool(facts.raw.get("add_bias_linear"))
-    biases = (query + 2 * key_value) * (everywhere or bool(facts.raw.get("add_qkv_bias")))
-    biases += (2 * facts.intermediate_size + 2 * h) * everywhere
-    norm = h if facts.raw.get("rmsnorm", True) else 2 * h
-    layer = h * (2 * query + 2 * key_value) + 3 * h * facts.intermediate_size + 2 * norm + biases
-    final_norm = norm if facts.raw.get("post_layer_norm", True) else 0
-    return Parameters(table, facts.num_hidden_layers * layer, table, final_norm)
+def _shapes(family: Family, facts: ModelFacts) -> ModelShapes:
+    """Return the weights; config.json decides about biases."""
+    everywhere, qkv = facts.raw.get("add_bias_linear"), facts.raw.get("add_qkv_bias")
+    biases = ALL_BIASES if everywhere else frozenset(("qkv",)) if qkv else frozenset()
+    return decoder_shapes(family, facts, biases=biases)
 
 
 CHATGLM2 = Family(
@@ -112,7 +105,9 @@ CHATGLM2 = Family(
         feed_forward_factor=None,
         key_value_heads=_has_groups,
         layers="num_hidden_layers",
-        dropout=DropoutKeys(hidden=("hidden_dropout",), attention=("attention_dropout",)),
+        dropout=DropoutKeys(
+            hidden=("hidden_dropout",), attention=("attention_dropout",), default_hidden=0.0, default_attention=0.0
+        ),
         epsilon="layernorm_epsilon",
         sequence_length="position table",
         attention_window=None,
@@ -189,5 +184,5 @@ CHATGLM2 = Family(
         position_offset=0,
     ),
     engines=Engines(transformers=False, paddleformers=False, fastdeploy=False),
-    count_parameters=_count,
+    shapes=_shapes,
 )  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families.config_keys import expect, rename, same
 from paddle_llm.families.decoder import always
 from paddle_llm.families.facts import ModelFacts
-from paddle_llm.families.parameters import Parameters, gpt_layer
+from paddle_llm.families.parameters import ALL_BIASES, ModelShapes, decoder_shapes
 from paddle_llm.families.spec import (
     COLUMN,
     ROW,
@@ -59,11 +60,14 @@ def _write(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _count(facts: ModelFacts) -> Parameters:
-    """Count learned positions in the text and in the block, one more of each than the longest sequence."""
-    h, length = facts.hidden_size, facts.max_position_embeddings or 512
-    positions = 2 * (length + 1) * h if facts.raw.get("block_position_encoding", True) else length * h
-    return Parameters(positions, facts.num_hidden_layers * gpt_layer(facts), facts.vocab_size * h, 2 * h)
+def _shapes(family: Family, facts: ModelFacts) -> ModelShapes:
+    """Return the weights, with positions in the text and in the block, one more of each than the longest sequence."""
+    length, blocks = facts.max_position_embeddings or 512, facts.raw.get("block_position_encoding", True)
+    shapes = decoder_shapes(family, facts, biases=ALL_BIASES, position_rows=length + bool(blocks))
+    if blocks:
+        return shapes
+    unused = family.static_program.position_tables[1]
+    return replace(shapes, embedding=tuple(weight for weight in shapes.embedding if weight.name != unused))
 
 
 GLM = Family(
@@ -100,7 +104,8 @@ GLM = Family(
         key_value_heads=always,
         layers="num_hidden_layers",
         dropout=DropoutKeys(
-            hidden=("embedding_dropout_prob", "output_dropout_prob"), attention=("attention_dropout_prob",)
+            hidden=("embedding_dropout_prob", "output_dropout_prob"), attention=("attention_dropout_prob",),
+            default_hidden=0.1, default_attention=0.1,
         ),
         epsilon="layernorm_epsilon",
         sequence_length=None,
@@ -178,5 +183,5 @@ GLM = Family(
         position_offset=0,
     ),
     engines=Engines(transformers=False, paddleformers=False, fastdeploy=False),
-    count_parameters=_count,
+    shapes=_shapes,
 )  # fmt: skip

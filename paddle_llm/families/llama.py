@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families import decoder
 from paddle_llm.families.config_keys import expect, expect_head_width, rename
-from paddle_llm.families.parameters import grouped_query_decoder
+from paddle_llm.families.facts import ModelFacts
+from paddle_llm.families.parameters import ModelShapes, decoder_shapes
 from paddle_llm.families.rope import translate_rope
 from paddle_llm.families.spec import (
     ALL_GRANULARITIES,
@@ -40,6 +41,13 @@ def _write(config: PretrainedConfig) -> dict[str, Any]:
         "mlp_bias": False,
         "pretraining_tp": 1,
     }
+
+
+def _shapes(family: Family, facts: ModelFacts) -> ModelShapes:
+    """Return the weights; config.json decides about biases."""
+    biases = {"qkv", "out"} if facts.raw.get("attention_bias") else set()
+    biases |= {"mlp"} if facts.raw.get("mlp_bias") else set()
+    return decoder_shapes(family, facts, biases=frozenset(biases))
 
 
 LLAMA = Family(
@@ -105,5 +113,5 @@ LLAMA = Family(
     network=decoder.NETWORK,
     static_program=decoder.static_program("llama", "paddlenlp.transformers.llama.modeling:LlamaAttention"),
     engines=Engines(transformers=True, paddleformers=True, fastdeploy=True),
-    count_parameters=grouped_query_decoder,
+    shapes=_shapes,
 )  # fmt: skip

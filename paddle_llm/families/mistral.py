@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families import decoder
 from paddle_llm.families.config_keys import expect, expect_head_width, same
-from paddle_llm.families.parameters import grouped_query_decoder
+from paddle_llm.families.parameters import decoder_shapes
 from paddle_llm.families.rope import translate_rope
 from paddle_llm.families.spec import COLUMN, Capabilities, ConfigJson, Engines, Family, PrefixLayers, Weights
 
@@ -109,5 +109,5 @@ MISTRAL = Family(
     ),
     static_program=decoder.static_program("mistral", "paddlenlp.transformers.mistral.modeling:MistralAttention"),
     engines=Engines(transformers=True, paddleformers=False, fastdeploy=False),
-    count_parameters=grouped_query_decoder,
+    shapes=decoder_shapes,
 )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from paddle_llm.families.config_keys import expect, rename, same
 from paddle_llm.families.decoder import always
 from paddle_llm.families.facts import ModelFacts
-from paddle_llm.families.parameters import Parameters, gpt_layer
+from paddle_llm.families.parameters import ALL_BIASES, ModelShapes, decoder_shapes
 from paddle_llm.families.spec import (
     COLUMN,
     ROW,
@@ -59,13 +59,16 @@ def _write(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _count(facts: ModelFacts) -> Parameters:
-    """Count with learned positions; OPT-350m embeds in fewer dimensions and has no final norm."""
-    h, width = facts.hidden_size, facts.raw.get("word_embed_proj_dim") or facts.hidden_size
-    positions = ((facts.max_position_embeddings or 2048) + _UNUSED_POSITIONS) * h
-    before = facts.raw.get("do_layer_norm_before", facts.raw.get("normalize_before", True))
-    rest = 2 * h * bool(before) + 2 * h * width * (width != h)
-    return Parameters(positions, facts.num_hidden_layers * gpt_layer(facts), facts.vocab_size * width, rest)
+def _shapes(family: Family, facts: ModelFacts) -> ModelShapes:
+    """Return the weights; OPT-350m embeds in fewer dimensions and has no final norm."""
+    return decoder_shapes(
+        family,
+        facts,
+        biases=ALL_BIASES,
+        position_rows=(facts.max_position_embeddings or 2048) + _UNUSED_POSITIONS,
+        embedding_width=facts.raw.get("word_embed_proj_dim"),
+        final_norm=bool(facts.raw.get("do_layer_norm_before", facts.raw.get("normalize_before", True))),
+    )
 
 
 OPT = Family(
@@ -103,7 +106,10 @@ OPT = Family(
         feed_forward_factor=None,
         key_value_heads=always,
         layers="num_hidden_layers",
-        dropout=DropoutKeys(hidden=("hidden_dropout_prob",), attention=("attention_probs_dropout_prob",)),
+        dropout=DropoutKeys(
+            hidden=("hidden_dropout_prob",), attention=("attention_probs_dropout_prob",), default_hidden=0.1,
+            default_attention=0.0,
+        ),
         epsilon=1e-5,  # PaddleNLP's network does not read its configuration
         sequence_length=None,
         attention_window=None,
@@ -190,5 +196,5 @@ OPT = Family(
         position_offset=_UNUSED_POSITIONS,
     ),
     engines=Engines(transformers=True, paddleformers=False, fastdeploy=False),
-    count_parameters=_count,
+    shapes=_shapes,
 )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from paddle_llm.families import decoder
 from paddle_llm.families.config_keys import expect, expect_head_width, same
 from paddle_llm.families.facts import ModelFacts
-from paddle_llm.families.parameters import Parameters, grouped_query_decoder
+from paddle_llm.families.parameters import ModelShapes, decoder_shapes
 from paddle_llm.families.rope import translate_rope
 from paddle_llm.families.spec import (
     ALL_GRANULARITIES,
@@ -49,9 +49,8 @@ def _write(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _count(facts: ModelFacts) -> Parameters:
-    biases = (facts.num_attention_heads + 2 * facts.num_key_value_heads) * facts.head_dim
-    return grouped_query_decoder(facts, biases)
+def _shapes(family: Family, facts: ModelFacts) -> ModelShapes:
+    return decoder_shapes(family, facts, biases=frozenset(("qkv",)))
 
 
 QWEN2 = Family(
@@ -117,5 +116,5 @@ QWEN2 = Family(
     static_program=decoder.static_program("qwen2", "paddlenlp.transformers.qwen2.modeling:Qwen2Attention"),
     # PaddleFormers asks for paddlefleet, which runs on GPUs only.
     engines=Engines(transformers=True, paddleformers=False, fastdeploy=True),
-    count_parameters=_count,
+    shapes=_shapes,
 )  # fmt: skip

@@ -9,12 +9,13 @@ Shapes: B batch, S sequence length, T length of a cache, N heads, D head width.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from paddle_llm.families.facts import ModelFacts
-from paddle_llm.families.parameters import Parameters
+from paddle_llm.families.parameters import ModelShapes
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedConfig
@@ -56,13 +57,33 @@ class Capabilities:
     prefix_projection: bool
     packed_prefix: bool
 
+    def skips_layers(self, *, in_pipeline: bool, part: str) -> bool:
+        """Return whether `--no_recompute_layers` has an effect.
+
+        Args:
+            in_pipeline: Whether the network has pipeline stages.
+            part: Requested part of a layer to recompute, as in `--recompute_granularity`.
+        """
+        if self.recompute_skips_layers == "in a pipeline":
+            return in_pipeline
+        if self.recompute_skips_layers == "unless full in a pipeline":
+            return not (in_pipeline and part == "full")
+        return self.recompute_skips_layers == "always"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DropoutKeys:
-    """Names that PaddleNLP's configuration gives to dropout of hidden states and of attention probabilities."""
+    """Names that PaddleNLP's configuration gives to dropout of hidden states and of attention probabilities.
+
+    Attributes:
+        hidden, attention: Names of the fields.
+        default_hidden, default_attention: Rates where config.json has no such field.
+    """
 
     hidden: tuple[str, ...]
     attention: tuple[str, ...]
+    default_hidden: float
+    default_attention: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +160,18 @@ class Weights:
     split_axes: tuple[tuple[str, int], ...]
     sections: tuple[tuple[str, Literal["query, key, value", "halves", "by head"]], ...]
     residual_outputs: tuple[str, ...]
+
+    def split_axis(self, name: str, ndim: int) -> int | None:
+        """Return the axis along which tensor parallelism splits a weight, >= 0; None if every rank has all of it.
+
+        Args:
+            name: Canonical name.
+            ndim: Number of its axes.
+        """
+        for pattern, axis in self.split_axes:
+            if re.search(rf"(^|\.){pattern}$", name):
+                return axis % ndim
+        return None
 
     @property
     def same_names(self) -> bool:
@@ -297,7 +330,7 @@ class Family:
         network: Arguments, outputs and layer names.
         static_program: Structure of the network, for the static export.
         engines: Other programs that can run an export.
-        count_parameters: Function that counts the parameters of a model of the family.
+        shapes: Function from the family and the shape of a model to its weights.
     """
 
     name: str
@@ -313,7 +346,7 @@ class Family:
     network: Network
     static_program: StaticProgram
     engines: Engines
-    count_parameters: Callable[[ModelFacts], Parameters]
+    shapes: Callable[[Family, ModelFacts], ModelShapes]
 
     def load(self, which: str) -> Any:
         """Import and return a class of PaddleNLP.
@@ -327,6 +360,10 @@ class Family:
     def base_prefix(self) -> str:
         """Prefix of canonical names that PaddleNLP's network without its head, and its pipeline, omit."""
         return f"{self.name}."
+
+    def weight_shapes(self, facts: ModelFacts) -> ModelShapes:
+        """Return the weights of a model of the family."""
+        return self.shapes(self, facts)
 
     def is_tied(self, config: PretrainedConfig) -> bool:
         """Return whether the head is the embedding under PaddleNLP's configuration `config`."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddle_llm.config.methods import CHOICES, METHODS, chosen
+from paddle_llm.config.methods import CHOICES, METHODS, chosen, pattern_matches
 from paddle_llm.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -189,26 +188,3 @@ def method_of(config: RunConfig) -> Method:
     # Zhang et al. 2023, section 4: a budget that starts at 1.5 times the final one.
     given.setdefault("initial_rank", math.ceil(1.5 * config.lora_rank))
     return Method(name=next(iter(methods), "full"), **given)
-
-
-def any_pattern_matches(patterns: tuple[str, ...], name: str) -> bool:
-    """Return whether any pattern matches a dotted name; see `pattern_matches`."""
-    return any(pattern_matches(pattern, name) for pattern in patterns)
-
-
-def pattern_matches(pattern: str, name: str) -> bool:
-    """Return whether a pattern matches a dotted name.
-
-    `q_proj` and `self_attn.q_proj` match "llama.layers.0.self_attn.q_proj"; so does the regular expression `.*q_proj`.
-
-    Raises:
-        UserError: If the pattern is neither a name nor a regular expression.
-    """
-    if name == pattern or name.endswith(f".{pattern}"):
-        return True
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise UserError(
-            f"{pattern!r} is neither the name of a layer nor a regular expression: {error}. Correct the pattern."
-        ) from error

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import paddle.distributed as dist
 from paddle import nn
 
+from paddle_llm.config.methods import any_pattern_matches, pattern_matches
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights.names import EMBEDDINGS, HEADS
 from paddle_llm.peft.attachment import Attachment
-from paddle_llm.peft.method import ALL_LINEAR, any_pattern_matches, pattern_matches
+from paddle_llm.peft.method import ALL_LINEAR
 from paddle_llm.peft.methods.parallel_product import LayerSplit, layer_split
 
 _IN_A_BLOCK = re.compile(r"\.\d+\.")

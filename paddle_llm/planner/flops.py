@@ -10,7 +10,7 @@ from __future__ import annotations
 from paddle_llm.core.errors import UserError
 from paddle_llm.families import FAMILIES
 from paddle_llm.families.facts import ModelFacts
-from paddle_llm.families.parameters import Parameters
+from paddle_llm.families.parameters import Parameters, count
 
 
 def count_parameters(facts: ModelFacts) -> Parameters:
@@ -23,7 +23,7 @@ def count_parameters(facts: ModelFacts) -> Parameters:
     if family is None:
         known = ", ".join(FAMILIES)
         raise UserError(f"model_type = {facts.model_type!r} is not supported. Use one of {known}.")
-    return family.count_parameters(facts)
+    return count(family.weight_shapes(facts), facts.num_hidden_layers)
 
 
 def parameter_count(facts: ModelFacts) -> int:

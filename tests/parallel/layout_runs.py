@@ -70,8 +70,12 @@ def _arguments(plan: Any, folder: str) -> Any:
 def _check_mesh(plan: Any, arguments: Any) -> None:
     """Check that the position of this rank is the one that PaddleNLP uses."""
     from paddle_llm.parallel.mesh import AXES, current_mesh
+    from paddle_llm.planner.mesh import groups_of
 
     mesh = current_mesh(plan)
+    planned = {found.axis: found.groups for found in groups_of(plan, "pp_first", 8)}
+    assert planned.keys() == {name for name in AXES if getattr(plan, name) > 1}
+    assert all(getattr(mesh, name).ranks in groups for name, groups in planned.items())
     for name in AXES:
         axis = getattr(mesh, name)
         assert axis.size == getattr(plan, name) == len(axis.ranks), name

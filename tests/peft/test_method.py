@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.methods import METHODS, method_problems
+from paddle_llm.config.methods import CHOICES, METHODS, any_pattern_matches, method_problems
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.errors import UserError
-from paddle_llm.peft.method import CHOICES, Method, any_pattern_matches, method_of
+from paddle_llm.peft.method import Method, method_of
 
 
 @pytest.mark.parametrize(

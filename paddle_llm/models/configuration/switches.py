@@ -89,12 +89,8 @@ def notices(run: RunConfig, family: Family) -> list[str]:
 
 def _recomputes_all_or_none(run: RunConfig, family: Family) -> bool:
     """Return whether `--no_recompute_layers` has no effect."""
-    when, stages = family.capabilities.recompute_skips_layers, run.pipeline_parallel_degree > 1
-    if when == "in a pipeline":
-        return not stages
-    if when == "unless full in a pipeline":
-        return stages and run.recompute_granularity == "full"
-    return when == "never"
+    in_pipeline = run.pipeline_parallel_degree > 1
+    return not family.capabilities.skips_layers(in_pipeline=in_pipeline, part=run.recompute_granularity)
 
 
 def unavailable_kernels(run: RunConfig, family: Family) -> dict[str, str]:

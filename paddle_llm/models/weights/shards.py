@@ -7,7 +7,6 @@ Names are the canonical ones of `names.py`; shapes are PaddleNLP's ([in, out] fo
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,10 +69,7 @@ def assemble(shards: list[Shard], parts: list[np.ndarray]) -> np.ndarray:
 
 def split_axis(family: str, name: str, ndim: int) -> int:
     """Return the axis along which tensor parallelism splits a parameter, >= 0 (0 if it is never split)."""
-    for pattern, axis in FAMILIES[family].weights.split_axes:
-        if re.search(rf"(^|\.){pattern}$", name):
-            return axis % ndim
-    return 0
+    return FAMILIES[family].weights.split_axis(name, ndim) or 0
 
 
 def shard_of(

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from paddle_llm.planner.shapes.owners import largest_first
+
 if TYPE_CHECKING:
     from paddle import Tensor
     from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
@@ -41,12 +43,11 @@ def choose_owners(parameters: Iterable[Tensor], degree: int) -> list[list[Tensor
 
 
 def _largest_first(parameters: list[Tensor], owned: list[list[Tensor]]) -> None:
-    """Assign each parameter to the rank with the fewest elements (Graham 1969: at most 4/3 of the optimum)."""
+    """Assign each parameter to the rank with the fewest elements."""
+    ordered = sorted(parameters, key=lambda p: p.size, reverse=True)
     loads = [sum(p.size for p in mine) for mine in owned]
-    for parameter in sorted(parameters, key=lambda p: p.size, reverse=True):
-        rank = loads.index(min(loads))
+    for parameter, rank in zip(ordered, largest_first([p.size for p in ordered], len(owned), loads), strict=True):
         owned[rank].append(parameter)
-        loads[rank] += parameter.size
 
 
 def rebalance(sharding: DygraphShardingOptimizer) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.model_folder import read_model_facts
-from paddle_llm.config.reader import Resolved, entry_of, resolve
+from paddle_llm.config.reader import Resolved, entry_of, resolve, resolve_for_cluster
 from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.models.configuration.hub import model_folder
@@ -51,9 +51,7 @@ def read_cluster_config(argv: list[str], world_size: int) -> Resolved:
         UserError: If the config does not train, or the model's config.json cannot be found.
     """
     entry = entry_of(argv)
-    resolved = resolve(argv, world_size=world_size, entry=entry, device="gpu")
-    if resolved.requested.get("device") == "cpu":
-        resolved = resolve(argv, world_size=world_size, entry=entry, device="cpu")
+    resolved = resolve_for_cluster(argv, world_size=world_size, entry=entry)
     if not resolved.config.do_train:
         raise UserError("do_train is false, but a rehearsal is a short training. Add --do_train.")
     if resolved.facts is not None:
