@@ -30,6 +30,10 @@ COMMANDS = {
         "Report how a model, tokenizer or adapter folder is read.",
     ),
     "check": ("paddle_llm.cli.check:check", "Report every mistake of a config, and what the job would do."),
+    "simulate": (
+        "paddle_llm.cli.simulate:simulate",
+        "Simulate step times, failures and checkpoints of a job on many ranks.",
+    ),
     "rehearse": (
         "paddle_llm.cli.rehearse:rehearse",
         "Check a config for a cluster on CPU ranks before it runs on GPUs.",
