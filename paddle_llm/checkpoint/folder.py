@@ -28,6 +28,7 @@ from paddle_llm.core.artifacts import (
     TRAINER_STATE,
 )
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import read_json_object
 
 SET_ASIDE_PREFIX = "left-"  # of a checkpoint that is newer than the one from which the run was resumed
 # Keys that a manifest must have; keys that later versions added may be absent.
@@ -109,6 +110,12 @@ def step_of(folder: str | Path) -> int:
 def is_old(folder: str | Path) -> bool:
     """Return whether a checkpoint is of version 0.2 or earlier."""
     return not has_this_format(Path(folder))
+
+
+def method_of(folder: Path) -> str:
+    """Return the name of the fine-tuning method that wrote a checkpoint; "full" if all weights were trained."""
+    identity = read_json_object(folder / MANIFEST).get("identity") or {}
+    return str((identity.get("method") or {}).get("name", "full"))
 
 
 def why_incomplete(folder: Path, names: re.Pattern[str] = _ALL_FILES) -> str | None:

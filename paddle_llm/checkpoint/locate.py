@@ -26,7 +26,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from paddle_llm.checkpoint.folder import newest_complete
+from paddle_llm.checkpoint.folder import method_of, newest_complete
 from paddle_llm.checkpoint.run_record import recorded_argument
 from paddle_llm.checkpoint.tokenizer_folder import locate_tokenizer
 from paddle_llm.config.local_files.adapters import describe_folder
@@ -249,10 +249,7 @@ def _needs_base(folder: Path) -> bool:
     """Return whether a folder is an adapter or the checkpoint of an adapter training, instead of a whole model."""
     if (folder / ADAPTER_CONFIG).is_file():
         return True
-    if not (folder / MANIFEST).is_file():
-        return False
-    method = ((read_json_object(folder / MANIFEST).get("identity") or {}).get("method") or {}).get("name", "full")
-    return bool(method != "full")
+    return (folder / MANIFEST).is_file() and method_of(folder) != "full"
 
 
 def _require_base(adapter: Path) -> Path:

@@ -11,8 +11,9 @@ from paddle_llm.checkpoint.convert.ours import open_ours
 from paddle_llm.checkpoint.convert.paddlenlp import is_paddlenlp, open_paddlenlp
 from paddle_llm.checkpoint.convert.source import WEIGHTS, Source
 from paddle_llm.checkpoint.convert.targets import Advance, write_checkpoint, write_model, write_unified
-from paddle_llm.checkpoint.folder import list_checkpoints
+from paddle_llm.checkpoint.folder import list_checkpoints, method_of
 from paddle_llm.checkpoint.format.manifest import has_this_format
+from paddle_llm.core.artifacts import MANIFEST
 from paddle_llm.core.errors import UserError
 
 CHECKPOINT, UNIFIED, MODEL = "paddle-llm", "unified", "model"
@@ -62,6 +63,7 @@ def convert_checkpoint(
         raise UserError(_why_no_checkpoint(folder))
     if ours and target in (None, CHECKPOINT):
         raise UserError(f"{folder} is already in this library's format. Name another one: --to {UNIFIED} or {MODEL}.")
+    _refuse_trained_parts(folder)
     target = target or CHECKPOINT
     source = open_ours(folder) if ours else open_paddlenlp(folder, allow_pickle=allow_pickle)
     sizes = [one.nbytes for key, one in source.tensors.items() if target != MODEL or key.startswith(f"{WEIGHTS}/")]
@@ -73,6 +75,16 @@ def convert_checkpoint(
         else:
             write_model(source, out, advance=advance)
     return Converted(source, target, source.global_batch or global_batch or 0)
+
+
+def _refuse_trained_parts(folder: Path) -> None:
+    """Raise UserError for a checkpoint of this library that contains only the weights that fine-tuning trained."""
+    method = method_of(folder) if (folder / MANIFEST).is_file() else "full"
+    if method != "full":
+        raise UserError(
+            f"{folder} contains only the weights that fine-tuning with {method} trained; only checkpoints of whole networks are "
+            f"converted. Training continues from it as it is. For a model with these weights: paddle-llm export BASE OUT --adapter {folder}."
+        )
 
 
 def _why_no_checkpoint(folder: Path) -> str:

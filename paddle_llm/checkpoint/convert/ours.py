@@ -39,7 +39,7 @@ def open_ours(folder: Path) -> Source:
         folder: Folder of the checkpoint.
 
     Raises:
-        UserError: If it is damaged, or contains only the weights that fine-tuning trained.
+        UserError: If it is damaged, or does not contain the weights of a whole network.
     """
     verify(folder, "fast")
     reader = Reader(folder, digests=True)
@@ -57,8 +57,8 @@ def open_ours(folder: Path) -> Source:
     if names != set(network):
         different = min(names.symmetric_difference(network))
         raise UserError(
-            f"{folder} does not contain exactly the weights of its network ({different} differs): fine-tuning with an adapter trained "
-            "it. Only checkpoints of whole networks are converted; use the run's adapter/ folder."
+            f"{folder} does not contain exactly the weights of the network in its {MODEL_CONFIG}: {different} differs. Only checkpoints of "
+            "whole networks are converted."
         )
     state = decode(read_json(folder, STATE), _no_arrays)
     return Source(

@@ -18,6 +18,8 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.checkpoint.convert.paddlenlp_runs import GLOBAL_BATCH, SAVED, train
 from tests.helpers import doc_pages
+from tests.helpers.checkpoints import write_old_manifest
+from tests.helpers.finetune_jobs import finetune, make_instructions
 from tests.helpers.forked import run_forked
 
 CHECKPOINT = f"checkpoint-{SAVED}"
@@ -199,3 +201,18 @@ def test_a_damaged_checkpoint_is_not_converted(one_process, tmp_path):
     file.write_bytes(content)
     for target in ("unified", "model"):
         refused("is damaged: rank-00000.safetensors", tmp_path / CHECKPOINT, "--to", target, tmp_path / "out")
+
+
+def test_a_checkpoint_with_trained_weights_only_is_refused(tmp_path):
+    data = make_instructions(tmp_path / "data")
+    finetune(data, tmp_path / "run", lora=True, lora_rank=2, max_steps=2, save_steps=2)
+    checkpoint = tmp_path / "run/checkpoint-2"
+    for target in ("unified", "model"):
+        refused(
+            f"that fine-tuning with lora trained.*--adapter {checkpoint}", checkpoint, "--to", target, tmp_path / "out"
+        )
+    old = tmp_path / "old"  # of version 0.2, which has other files and the same record
+    old.mkdir()
+    (old / "model_state.pdparams").touch()
+    write_old_manifest(old, identity={"model": {}, "method": {"name": "lora"}})
+    refused("that fine-tuning with lora trained", old, "--allow_pickle", tmp_path / "out")
