@@ -297,6 +297,8 @@ def _other_samples(saved: dict[str, Any], identity: dict[str, Any]) -> bool:
 def rotate(output_dir: str | Path, keep: int | None, best: str | None) -> None:
     """Delete the oldest checkpoints, but neither the best one nor the newest complete one.
 
+    A checkpoint is renamed before its files are deleted, so that a killed process leaves none that is incomplete.
+
     Args:
         output_dir: Output folder of the run.
         keep: Number of checkpoints to keep; None or not above 0 to keep all.
@@ -310,4 +312,6 @@ def rotate(output_dir: str | Path, keep: int | None, best: str | None) -> None:
     newest = newest_complete(output_dir)[0] if doomed else None
     for folder in doomed:
         if folder not in (folders[-1], newest):
-            shutil.rmtree(folder)
+            removed = staging_folder(output_dir, folder.name)
+            os.replace(folder, removed)
+            shutil.rmtree(removed)

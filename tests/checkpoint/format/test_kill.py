@@ -1,4 +1,4 @@
-"""A save that is killed at any operation on files leaves the checkpoint before it valid and the newest."""
+"""A save that is killed at any operation on files leaves the checkpoint before it valid and the newest; so does a rotation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from paddle_llm.checkpoint.folder import list_checkpoints
+from paddle_llm.checkpoint.folder import clear_staging, list_checkpoints
 from paddle_llm.checkpoint.format.verify import problem_of
 
 # Saves checkpoint 20 in a forked process for every number of operations, which a real SIGKILL ends at this operation. A file
@@ -45,10 +45,44 @@ while True:
 """
 
 
-def test_a_save_is_killed_at_every_operation(tmp_path):
+# The same for a rotation, which renames and removes.
+ROTATION = """
+import os, shutil, signal, sys
+from pathlib import Path
+from paddle_llm.checkpoint.folder import rotate
+from tests.checkpoint.format import small
+
+output, number = Path(sys.argv[1]), 0
+before = output / "before"
+for step in (10, 20, 30):
+    small.save(before, step)
+while True:
+    number += 1
+    run = output / f"run-{number}"
+    shutil.copytree(before, run)
+    child = os.fork()
+    if child == 0:
+        passed = 0
+        def kill(event, arguments):
+            global passed
+            if event in ("os.rename", "os.remove", "os.rmdir"):
+                passed += 1
+            if passed == number and event != "os.kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(kill)
+        rotate(run, 1, None)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    print(number, os.WTERMSIG(status) if os.WIFSIGNALED(status) else "saved", flush=True)
+    if not os.WIFSIGNALED(status):
+        break
+"""
+
+
+def _ends(script: str, folder: Path) -> list[str]:
     root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        [sys.executable, "-c", script, str(folder)],
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(root)},
         capture_output=True,
@@ -58,7 +92,25 @@ def test_a_save_is_killed_at_every_operation(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     ends = [line.split()[1] for line in done.stdout.splitlines()]
-    assert ends[-1] == "saved" and set(ends[:-1]) == {str(int(signal.SIGKILL))} and len(ends) > 40
+    assert ends[-1] == "saved" and set(ends[:-1]) == {str(int(signal.SIGKILL))}
+    return ends
+
+
+def test_a_rotation_is_killed_at_every_removal(tmp_path):
+    ends = _ends(ROTATION, tmp_path)
+    assert len(ends) > 20
+    for number in range(1, len(ends) + 1):
+        run = tmp_path / f"run-{number}"
+        found = list_checkpoints(run)
+        assert found[-1][0] == 30 and all(problem_of(folder, "full") is None for _, folder in found), number
+        clear_staging(run)  # as the next start does
+        assert [path.name for path in sorted(run.iterdir())] == [folder.name for _, folder in found]
+    assert [step for step, _ in found] == [30]
+
+
+def test_a_save_is_killed_at_every_operation(tmp_path):
+    ends = _ends(SCRIPT, tmp_path)
+    assert len(ends) > 40
     last = len(ends)
     newest = []
     for number in range(1, last + 1):
