@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 from paddle_llm.checkpoint import folder as checkpoints
@@ -18,6 +19,13 @@ _FILES_OF_A_RUN = (
     *(METRICS, "visualdl", RESOLVED_CONFIG, ROLLBACKS, "model", "adapter"),
     *("generated-[0-9]*.jsonl", "generated-test-[0-9]*.jsonl"),
     *("model.saving", "adapter.saving", ".model.replaced-*", ".adapter.replaced-*"),  # of killed processes
+)
+# Temporary files of killed processes; the next run removes them.
+_LEFTOVERS = (".writable-*", f"{METRICS}.kept", f"{ROLLBACKS}.*.tmp", f"{RESOLVED_CONFIG}.*.tmp")
+# What a run may write before its first checkpoint; a new start replaces it.
+_BEFORE_FIRST_CHECKPOINT = (
+    *(METRICS, "visualdl", RESOLVED_CONFIG, ROLLBACKS, "generated-[0-9]*.jsonl", ".saving-*"),
+    *_LEFTOVERS,
 )
 
 
@@ -104,6 +112,9 @@ def open_output_folder(output_dir: str, *, do_train: bool, overwrite: bool, star
     output.mkdir(parents=True, exist_ok=True)
     if not do_train:
         return []
+    for pattern in _LEFTOVERS:
+        for path in output.glob(pattern):
+            path.unlink(missing_ok=True)
     if start is None:
         if overwrite:
             _remove_run(output)
@@ -127,7 +138,7 @@ def check_writable(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         probe = output / f".writable-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another job may have taken it for a leftover
         for folder in absent:
             folder.rmdir()
     except (FileExistsError, NotADirectoryError):
@@ -170,8 +181,8 @@ def _written_by_runs(output: Path) -> list[Path]:
 
 
 def _precedes_first_checkpoint(name: str) -> bool:
-    """Return whether a run writes this file before its first checkpoint; a new start replaces it."""
-    return name in (METRICS, "visualdl", RESOLVED_CONFIG, ROLLBACKS) or name.startswith(".saving-")
+    """Return whether a run writes this file before its first checkpoint."""
+    return any(fnmatch(name, pattern) for pattern in _BEFORE_FIRST_CHECKPOINT)
 
 
 def _is_launcher_log(entry: Path) -> bool:

@@ -25,6 +25,7 @@ from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import Entry, RunConfig
 from paddle_llm.core.artifacts import RESOLVED_CONFIG
+from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.console import escape_unencodable, say
 from paddle_llm.core.errors import UserError, exit_on_user_error
 from paddle_llm.models.configuration.hub import model_folder
@@ -231,6 +232,6 @@ def _open_output(resolved: Resolved, start: Path | None) -> None:
             say(line)
         record = Path(config.output_dir) / RESOLVED_CONFIG
         if config.do_train or not record.exists():  # an evaluation keeps the record of the training
-            record.write_text(json.dumps(resolved_as_json(resolved), indent=1))
+            write_atomically(record, json.dumps(resolved_as_json(resolved), indent=1).encode())
 
     on_first_rank(open_folder)

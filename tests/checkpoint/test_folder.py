@@ -207,7 +207,7 @@ def test_a_killed_save_is_removed_and_the_older_checkpoint_used(tmp_path):
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_starts_again_and_reports_it(tmp_path):
-    for name in ("metrics.jsonl", "config.resolved.json"):
+    for name in ("metrics.jsonl", "config.resolved.json", "generated-1.jsonl"):
         (tmp_path / name).write_text("{}")
     (tmp_path / ".saving-5").mkdir()
     start, printed = _prepare(tmp_path)
@@ -215,6 +215,20 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again_and_reports_i
     (tmp_path / "model").mkdir()  # a finished run is not thrown away
     with pytest.raises(UserError, match="--overwrite_output_dir"):
         _prepare(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [".writable-4711", "metrics.jsonl.kept", "rollbacks.json.4711.tmp", "config.resolved.json.47.tmp"]
+)
+def test_a_temporary_file_of_a_killed_process_is_removed(tmp_path, name):
+    """It did not keep the run from starting again, and does not stay."""
+    (tmp_path / name).touch()
+    assert _prepare(tmp_path)[0] is None
+    assert list(tmp_path.iterdir()) == []
+    _save(tmp_path, 5)
+    (tmp_path / name).touch()
+    assert _prepare(tmp_path)[0].name == "checkpoint-5"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
 def test_a_folder_with_foreign_files_is_rejected_and_unchanged(tmp_path):
