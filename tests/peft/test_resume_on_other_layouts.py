@@ -13,6 +13,7 @@ TENSOR = {"tensor_parallel_degree": 2}
 SHARDED = {"sharding": "stage2", "sharding_parallel_degree": 2, "gradient_accumulation_steps": 1}
 CASES = {
     "adalora": ({"adalora": True, "lora_rank": 2, "adalora_budget_interval": 1}, TENSOR),
+    "packed lora": ({"lora": True, "lora_rank": 4, "zero_padding": True}, TENSOR),
     "lora": ({"lora": True, "lora_rank": 4, "modules_to_save": "embed_tokens"}, SHARDED),
 }
 
