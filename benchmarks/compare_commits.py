@@ -161,8 +161,9 @@ def _expect(done: subprocess.CompletedProcess[str]) -> None:
 
 
 def rows_of(output: Path) -> list[dict]:
-    """The rows of metrics.jsonl without times."""
+    """The rows of metrics.jsonl without times, and without rows about checkpoints, which have nothing else."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "save_seconds" not in row and "load_seconds" not in row]
     return [{key: value for key, value in row.items() if not any(word in key for word in TIMED)} for row in rows]
 
 

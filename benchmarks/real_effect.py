@@ -157,7 +157,8 @@ def make_base(folder: Path, seed: int) -> dict[str, float]:
         "input_dir": str(prefix.parent),
     }
     cost, _ = launch("run_pretrain.py", folder / "base", {**places, **PRETRAIN, "do_train": True})
-    return {**cost._asdict(), "loss": rows_of(folder / "base" / "metrics.jsonl")[-1]["loss"]}
+    losses = [row["loss"] for row in rows_of(folder / "base" / "metrics.jsonl") if "loss" in row]
+    return {**cost._asdict(), "loss": losses[-1]}
 
 
 def finetune(folder: Path, name: str) -> Result:

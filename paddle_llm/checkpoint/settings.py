@@ -32,7 +32,7 @@ WITHOUT_EFFECT = frozenset(
         *("recompute", "recompute_granularity", "recompute_use_reentrant", "no_recompute_layers"),
         *("pp_recompute_interval", "offload_recompute_inputs", "offload_optim", "release_grads"),
         *("nan_policy", "max_rollbacks", "spike_policy", "allow_pickle", "continue_training", "deterministic"),
-        *("verify_checkpoint", "save_failure"),
+        *("verify_checkpoint", "save_failure", "async_save"),
     }
 )
 # Settings that are read at the first step only, or whose content is compared instead of the path.

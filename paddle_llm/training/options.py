@@ -26,6 +26,7 @@ class TrainerOptions:
         curves: Whether VisualDL curves are written beside metrics.jsonl.
         offload_weights: Whether weights that are not in use are kept in host memory in sharding stage 3.
         continue_without_save: Whether the training continues if a checkpoint cannot be written.
+        async_save: Whether another process writes checkpoints while the training goes on.
     """
 
     min_learning_rate: float = 0.0
@@ -38,6 +39,7 @@ class TrainerOptions:
     curves: bool = True
     offload_weights: bool = False
     continue_without_save: bool = False
+    async_save: bool = False
 
 
 def weights_dtype(config: RunConfig) -> str:
@@ -67,4 +69,5 @@ def trainer_options(config: RunConfig, facts: ModelFacts) -> TrainerOptions:
         curves="visualdl" in config.report_to or "all" in config.report_to,
         offload_weights=config.sharding_offload,
         continue_without_save=config.save_failure == "continue",
+        async_save=config.async_save,
     )

@@ -93,11 +93,10 @@ def train_part(folder: Path, part: Part) -> list[int]:
 
 def _save(trainer, folder: Path) -> None:
     output, trainer.args.output_dir = trainer.args.output_dir, str(folder)
-    writers, trainer._writers = trainer._writers, None
     try:
         trainer._save_checkpoint(trainer.model)
     finally:
-        trainer.args.output_dir, trainer._writers = output, writers
+        trainer.args.output_dir = output
 
 
 def run_part(folder: Path, part: Part) -> list[list[int]]:

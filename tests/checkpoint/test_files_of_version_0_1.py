@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.helpers.forked import run_forked
+from tests.helpers.pretrain_jobs import rows
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = ROOT / "tests/fixtures/version_0_1"
@@ -54,10 +55,10 @@ def test_an_old_model_generates_the_same_text(source, folder):
 @pytest.mark.parametrize("job", list(JOBS))
 def test_an_old_checkpoint_resumes_to_the_same_end(job, folder):
     """Another processor may round differently, so the rows and weights may differ by rounding only."""
-    expected = _rows(WRITTEN / job)
+    expected = rows(WRITTEN / job)
     shutil.rmtree(folder / job / ("model" if job == "full" else "adapter"))
     run(folder, str(ROOT / "finetune_generation.py"), *FINETUNE.split(), *JOBS[job].split(), "--output_dir", job)
-    found = _rows(folder / job)
+    found = rows(folder / job)
     assert [row.keys() - {"loss_spikes"} for row in found] == [row.keys() for row in expected]  # a later key
     for row, other in zip(found, expected, strict=True):
         for key in {"loss", "grad_norm", "eval_loss"} & row.keys():
@@ -74,7 +75,3 @@ def test_an_old_model_is_exported_bit_for_bit(folder):
     weights, others = (load_file(path / "model.safetensors") for path in (folder / "again", WRITTEN / "exported"))
     assert weights.keys() == others.keys()
     assert all(weights[name].tobytes() == others[name].tobytes() for name in weights)
-
-
-def _rows(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -52,7 +52,15 @@ def test_old_names_are_translated_for_pretraining(old: str, raw: object, new: st
     assert found.problems == []
 
 
-@pytest.mark.parametrize(("old", "raw"), [("no_cuda", "false"), ("max_evaluate_steps", "-1")])
+def test_the_asynchronous_save_of_paddlenlp_is_translated() -> None:
+    found = pretrain(flag("use_async_save", "1"))
+    assert [(one.name, one.raw, one.old) for one in found.given] == [("async_save", True, "use_async_save")]
+    assert found.notices == ["--use_async_save 1 is read as --async_save true"] and found.problems == []
+
+
+@pytest.mark.parametrize(
+    ("old", "raw"), [("no_cuda", "false"), ("max_evaluate_steps", "-1"), ("use_async_save", "false")]
+)
 def test_old_values_that_request_the_default_are_dropped(old: str, raw: object) -> None:
     found = pretrain(flag(old, raw))
     assert (found.given, found.notices, found.problems) == ([], [], [])

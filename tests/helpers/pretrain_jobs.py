@@ -96,7 +96,21 @@ def make_poisoned_trainer(run: RunConfig):
 
 
 def rows(output: Path) -> list[dict]:
+    """Return the rows of metrics.jsonl about steps, evaluations and events."""
+    return [row for row in all_rows(output) if not is_about_checkpoint(row)]
+
+
+def checkpoint_rows(output: Path) -> list[dict]:
+    """Return the rows of metrics.jsonl about saves and loads, which an interruption of a run adds and omits."""
+    return [row for row in all_rows(output) if is_about_checkpoint(row)]
+
+
+def all_rows(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def is_about_checkpoint(row: dict) -> bool:
+    return "save_seconds" in row or "load_seconds" in row
 
 
 def numbers(output: Path) -> list[tuple]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import subprocess
@@ -104,7 +103,6 @@ def test_a_row_cut_off_by_a_crash_is_dropped(tmp_path):
     make_trainer(run).train()
     metrics = tmp_path / "output" / "metrics.jsonl"
     whole = metrics.read_text()
-    metrics.write_text(whole[: len(whole) - 30])
+    metrics.write_text(whole[: whole.rindex("eval_loss")])
     make_trainer(run).train(str(tmp_path / "output" / "checkpoint-10"))
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == [3, 6, 6, 9, 12, 12]
+    assert [row["step"] for row in rows(tmp_path / "output")] == [3, 6, 6, 9, 12, 12]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.checkpoint import folder as checkpoints
-from paddle_llm.checkpoint.training_state import save
+from paddle_llm.checkpoint.saving import protocol
 from paddle_llm.core.errors import EXIT_INTERRUPTED, EXIT_RESUME, StopRequested, exit_on_user_error
 from paddle_llm.parallel.process.stop_request import MARK_VARIABLE, defer_stop, stop_on_signals
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
@@ -63,7 +63,7 @@ POINTS = {
     "between backward and update": (PretrainTrainer, "_check_loss_valid", 3, 0, 4),
     "after the update": (PretrainTrainer, "_maybe_log_save_evaluate", 4, 0, 5),
     "evaluation": (PretrainTrainer, "evaluate", 6, 0, 6),
-    "saving": (save, "seal", 5, 0, 5),
+    "saving": (protocol, "seal", 5, 0, 5),
     "last step": (PretrainTrainer, "training_step", 11, 0, 12),
 }
 

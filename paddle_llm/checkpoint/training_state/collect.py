@@ -1,7 +1,12 @@
-"""Lists what a rank writes to a checkpoint. Values are copied to host memory one tensor at a time, when they are written."""
+"""Lists what a rank writes to a checkpoint.
+
+Values on a device are copied to host memory one tensor at a time, when they are written. Values in host memory are read where
+they are.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -9,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import paddle
 
+from paddle_llm.checkpoint.format.index import DTYPES
 from paddle_llm.checkpoint.format.writer import LocalTensor
 from paddle_llm.checkpoint.training_state.local_weights import STATE, WEIGHTS, LocalWeight
 from paddle_llm.checkpoint.training_state.optimizer_state import OptimizerState
@@ -119,10 +125,21 @@ def dtype_of(tensor: paddle.Tensor) -> str:
 
 
 def _read_weight(model: paddle.nn.Layer, parameter: paddle.Tensor) -> np.ndarray:
-    with owned_weight(model, parameter):
+    if not is_sharded(model, parameter):
         return _on_host(parameter)
+    with owned_weight(model, parameter):  # its memory may be freed afterwards
+        return _copied(parameter)
 
 
 def _on_host(tensor: paddle.Tensor) -> np.ndarray:
+    """Return the values of a tensor: a view of its memory if that is in the host, which `numpy()` of Paddle would copy."""
+    if not tensor.place.is_cpu_place() or not tensor.is_contiguous() or not tensor.size:
+        return _copied(tensor)
+    dtype = DTYPES[dtype_of(tensor)]
+    memory = (ctypes.c_byte * (tensor.size * dtype.nbytes)).from_address(tensor.data_ptr())
+    return np.frombuffer(memory, dtype.numpy).reshape(tuple(tensor.shape) or (1,))
+
+
+def _copied(tensor: paddle.Tensor) -> np.ndarray:
     values = tensor.detach().numpy()
     return values if values.shape else values.reshape(1)

@@ -7,7 +7,6 @@ does, so that each disk has all that its ranks need to resume.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,17 +15,13 @@ from uuid import uuid4
 
 import paddle.distributed as dist
 
+from paddle_llm.checkpoint.saving.protocol import Member, SaveFailed, create_folder
 from paddle_llm.checkpoint.training_state.local_weights import LocalWeight
 from paddle_llm.config.layout import Layout
-from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.mesh import AXES, current_mesh
 
 _DISK_MARK = ".disk"
 T = TypeVar("T")
-
-
-class SaveFailed(UserError):
-    """A checkpoint could not be written; the one before it is unchanged."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,11 @@ class Writers:
     def tensor_rank(self) -> int:
         """Tensor-parallel rank."""
         return self.position[2]
+
+    @property
+    def member(self) -> Member:
+        """This rank as the protocol of saving sees it."""
+        return Member(self.rank, self.disk, self.first_on_disk, self.shares_disk)
 
     def writes(self, weight: LocalWeight, *, owner: int, replicated: bool, split: bool) -> bool:
         """Return whether this rank writes a tensor that it holds.
@@ -118,12 +118,6 @@ def find_writers(layout: Layout, folder: Path) -> Writers:
     if rank == disk:
         (folder / _DISK_MARK).unlink()
     return Writers(position, degrees, disk, positions, rank, rank == disk)
-
-
-def create_folder(folder: Path) -> None:
-    """Create an empty folder."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
 
 
 def gather_objects(mine: T) -> list[T]:

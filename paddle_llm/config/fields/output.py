@@ -45,6 +45,11 @@ class OutputFields(Group):
     model_format: Literal["paddlenlp", "hf"] = Field(
         "paddlenlp", description="Format of the folder model/. hf: transformers can load it."
     )
+    async_save: bool = Field(
+        False,
+        description="Write checkpoints in another process while the training goes on. Each rank copies what it saves to host "
+        "memory first: once, or twice if a save begins before the last one has ended.",
+    )
     save_failure: Literal["stop", "continue"] = Field(
         "stop",
         description="What happens if a checkpoint cannot be written, such as on a full disk. The previous one stays in both cases.",

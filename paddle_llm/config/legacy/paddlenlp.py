@@ -30,6 +30,7 @@ OLD_NAMES: dict[str, Renamed | Ignored | Refused] = {
     "sharding_degree": Renamed("sharding_parallel_degree"),  # A to D, deprecated since B
     "no_cuda": Renamed("device", convert=_no_cuda),  # A to D
     "max_evaluate_steps": Renamed("eval_iters", convert=_positive),  # C, D
+    "use_async_save": Renamed("async_save", convert=_if_on),  # D
     "benchmark": Ignored("it is not needed. For a short run, use --max_steps", (False,)),  # B, C
     "profiler_options": Ignored("profiling is not part of training", ("",)),  # B
     # --- run_pretrain.py, A to C
@@ -181,7 +182,6 @@ UNSUPPORTED_NAMES: dict[str, Ignored | Refused] = {
     "save_on_each_node": Refused("every rank writes its own part of a checkpoint", _OFF),
     "save_sharded_model": Ignored("all layouts use the same checkpoint format", _OFF),
     "load_sharded_model": Ignored("every checkpoint resumes on any layout", _OFF),
-    "use_async_save": Refused("checkpoints are written before the next step begins", _OFF),
     "ordered_save_group_size": Ignored("ranks write at the same time", (0,)),
     "ckpt_quant_stage": Refused("quantised checkpoints do not resume exactly", ("O0",)),
     "ignore_load_lr_and_optim": Refused(
@@ -191,7 +191,9 @@ UNSUPPORTED_NAMES: dict[str, Ignored | Refused] = {
     "ignore_save_lr_and_optim": Refused("a checkpoint without optimizer states cannot be resumed", _OFF),
     "force_reshard_pp": Ignored("every checkpoint resumes on any pipeline", _OFF),
     "unified_checkpoint": Ignored("every checkpoint resumes on any layout", (True, False)),
-    "unified_checkpoint_config": Ignored("checkpoints have one format and no switches", ("",)),
+    "unified_checkpoint_config": Ignored(
+        "checkpoints have one format and no switches; its async_save is --async_save", ("",)
+    ),
     "save_sharding_stage1_model_include_freeze_params": Refused("checkpoints contain the trained weights", _OFF),
     "pdc_download_ckpt": Refused("Baidu's PaddleCloud is not used", _OFF),
     "pdc_download_timeout": Ignored("Baidu's PaddleCloud is not used", (300,)),

@@ -203,7 +203,7 @@ class _FailureDetector:
         self._send({"rank": self.rank})
 
     def _add(self, connection: socket.socket, rank: int | None) -> None:
-        _detect_dead_host(connection)
+        detect_dead_host(connection)
         with self._lock:
             self._peers[connection] = _Peer(rank, time.monotonic())
         self._selector.register(connection, selectors.EVENT_READ)
@@ -337,7 +337,7 @@ class _FailureDetector:
         sys.excepthook = self._previous_hook
 
 
-def _detect_dead_host(connection: socket.socket) -> None:
+def detect_dead_host(connection: socket.socket) -> None:
     """Let the system end a connection to a host without power or network, also while Python is blocked."""
     probe = max(1, round(PEER_TIMEOUT_SECONDS / 6))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

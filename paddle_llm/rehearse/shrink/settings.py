@@ -73,6 +73,7 @@ _UNUSED = frozenset(
         "save_total_limit",
         "verify_checkpoint",
         "save_failure",
+        "async_save",
         "model_format",
         "skip_profile_timer",
         "cpu_threads",

@@ -80,6 +80,11 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def is_about_checkpoint(row: Row) -> bool:
+    """Return whether a row is about saving or loading a checkpoint: it has times only, and depends on interruptions."""
+    return "save_seconds" in row or "load_seconds" in row
+
+
 def _is_kept(row: Row, resumed_step: int) -> bool:
     """Return whether a row is kept when a run resumes; the final evaluation of the test split is repeated."""
     if "rollback_to_step" in row:  # its step is after the checkpoint and is not repeated
@@ -198,7 +203,7 @@ class ProgressReport(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Row, **kwargs: Any
     ) -> None:
         """Show one row beside the bar or as a line."""
-        if "step" not in logs:
+        if "step" not in logs or is_about_checkpoint(logs):
             return
         if "loss" in logs:
             self._add_to_average(logs)

@@ -18,6 +18,7 @@ import paddle
 import paddle.distributed as dist
 
 from paddle_llm.checkpoint.folder import newest_complete
+from paddle_llm.checkpoint.saving.protocol import SaveFailed
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import TrainingStopped
 from paddle_llm.training.options import TrainerOptions
@@ -105,6 +106,10 @@ class NanGuard:
             raise _SkipUpdate
         if self.options.nan_policy == "rollback" and len(self.rollbacks) < self.options.max_rollbacks:
             raise RollbackRequested(Rollback(trainer.state.global_step + 1, samples.start, samples.stop - 1, problem))
+        try:
+            trainer.saver.complete()
+        except SaveFailed as error:
+            say(str(error))
         newest, _ = newest_complete(trainer.args.output_dir)
         last_good = f"The newest checkpoint is {newest}." if newest else "There is no checkpoint yet."
         remedy = "To skip such steps, use --nan_policy skip or rollback."

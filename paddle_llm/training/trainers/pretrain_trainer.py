@@ -99,6 +99,7 @@ class PretrainTrainer(CheckpointedTrainer):
         self.layout = layout or layout_of(args)
         self.options = options or TrainerOptions()
         self.continue_without_save = self.options.continue_without_save
+        self.saves_in_background = self.options.async_save
         self.predict_dataset = predict_dataset
         kwargs.setdefault("data_collator", collate_numpy)
         if kwargs.get("train_dataset") is not None:
@@ -300,7 +301,8 @@ class PretrainTrainer(CheckpointedTrainer):
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
         """Keep the loss of a step. The loop calls this once per step with the loss summed since the last call."""
-        self.scalars.start(loss.clone(), self.loss_normalizer.labels, stop=is_stop_requested())
+        ended = self.saver.has_ended()
+        self.scalars.start(loss.clone(), self.loss_normalizer.labels, stop=is_stop_requested(), save_ended=ended)
         self.meter.learning_rate = float(self.optimizer.get_lr())
         # The loop keeps a running sum, which would remain NaN after one non-finite step.
         loss.zero_()

@@ -62,11 +62,12 @@ class StepFlow(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Clear the flags: the loop's only epoch ends with the last step, after which everything is done.
+        """Clear the flags and wait for a save in the background: the loop's only epoch ends with the last step.
 
         The loop would look for PaddleNLP's files of the best checkpoint after this.
         """
         control.should_log = control.should_evaluate = control.should_save = False
+        self._trainer.saver.complete()
         self._trainer.load_best()
 
     def on_train_end(
@@ -106,6 +107,8 @@ def finish_step(trainer: PretrainTrainer, model: paddle.nn.Layer) -> None:
     if trainer.state.global_step != trainer.meter.step:
         spike = _count_step(trainer)
         stops = trainer.scalars.stops
+        if trainer.scalars.save_ended:
+            trainer.saver.settle()
     if trainer.control.should_log and trainer.meter.window.steps:
         consumed = trainer.consumed_samples(trainer.state.global_step)
         row = trainer.meter.row(grad_norm=trainer.scalars.grad_norm, consumed_samples=consumed)
@@ -146,5 +149,6 @@ def _count_step(trainer: PretrainTrainer) -> dict[str, Any] | None:
 
 def _stop(trainer: PretrainTrainer) -> NoReturn:
     """End the training after its state was saved. Collective over all ranks."""
+    trainer.saver.complete()
     saved = checkpoint_folder(trainer.args.output_dir, trainer.state.global_step)
     stop(f"{describe_request()} The state after step {trainer.state.global_step} is in {saved}. {AGAIN}")
