@@ -1,0 +1,1 @@
+"""Step time of a training: kernels by a roofline, collectives by link, pipelines by events. Does not import Paddle."""
