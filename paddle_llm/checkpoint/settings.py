@@ -33,6 +33,7 @@ WITHOUT_EFFECT = frozenset(
         *("pp_recompute_interval", "offload_recompute_inputs", "offload_optim", "release_grads"),
         *("nan_policy", "max_rollbacks", "spike_policy", "allow_pickle", "continue_training", "deterministic"),
         *("verify_checkpoint", "save_failure", "async_save"),
+        *("pad_to_max_length", "pad_to_multiple_of"),  # padding is masked; a pipeline always pads to the maximum
     }
 )
 # Settings that are read at the first step only, or whose content is compared instead of the path.

@@ -10,10 +10,11 @@ from tests.helpers.finetune_jobs import finetune, make_instructions
 from tests.helpers.pretrain_jobs import rows
 
 TENSOR = {"tensor_parallel_degree": 2}
+PIPELINE = {"pipeline_parallel_degree": 2}
 SHARDED = {"sharding": "stage2", "sharding_parallel_degree": 2, "gradient_accumulation_steps": 1}
 CASES = {
     "adalora": ({"adalora": True, "lora_rank": 2, "adalora_budget_interval": 1}, TENSOR),
-    "packed lora": ({"lora": True, "lora_rank": 4, "zero_padding": True}, TENSOR),
+    "packed lora": ({"lora": True, "lora_rank": 4, "zero_padding": True}, PIPELINE),
     "lora": ({"lora": True, "lora_rank": 4, "modules_to_save": "embed_tokens"}, SHARDED),
 }
 
