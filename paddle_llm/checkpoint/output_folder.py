@@ -20,8 +20,11 @@ _FILES_OF_A_RUN = (
     *("generated-[0-9]*.jsonl", "generated-test-[0-9]*.jsonl"),
     *("model.saving", "adapter.saving", ".model.replaced-*", ".adapter.replaced-*"),  # of killed processes
 )
-# Temporary files of killed processes; the next run removes them.
-_LEFTOVERS = (".writable-*", f"{METRICS}.kept", f"{ROLLBACKS}.*.tmp", f"{RESOLVED_CONFIG}.*.tmp")
+# Temporary files and folders of killed processes; the next run removes them.
+_LEFTOVERS = (
+    *(".writable-*", f"{METRICS}.kept", f"{ROLLBACKS}.*.tmp", f"{RESOLVED_CONFIG}.*.tmp"),
+    *(".model.new-*", ".adapter.new-*"),
+)
 # What a run may write before its first checkpoint; a new start replaces it.
 _BEFORE_FIRST_CHECKPOINT = (
     *(METRICS, "visualdl", RESOLVED_CONFIG, ROLLBACKS, "generated-[0-9]*.jsonl", ".saving-*"),
@@ -114,7 +117,10 @@ def open_output_folder(output_dir: str, *, do_train: bool, overwrite: bool, star
         return []
     for pattern in _LEFTOVERS:
         for path in output.glob(pattern):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     if start is None:
         if overwrite:
             _remove_run(output)

@@ -218,14 +218,20 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again_and_reports_i
 
 
 @pytest.mark.parametrize(
-    "name", [".writable-4711", "metrics.jsonl.kept", "rollbacks.json.4711.tmp", "config.resolved.json.47.tmp"]
+    "name",
+    [
+        *(".writable-4711", "metrics.jsonl.kept", "rollbacks.json.4711.tmp", "config.resolved.json.47.tmp"),
+        *(".model.new-0123/mark", ".adapter.new-0123/mark"),
+    ],
 )
 def test_a_temporary_file_of_a_killed_process_is_removed(tmp_path, name):
     """It did not keep the run from starting again, and does not stay."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
     assert _prepare(tmp_path)[0] is None
     assert list(tmp_path.iterdir()) == []
     _save(tmp_path, 5)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
     assert _prepare(tmp_path)[0].name == "checkpoint-5"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
