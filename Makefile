@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 HF ?=
 INSTALLED := $(BIN)/installed$(if $(HF),-hf)
 
-.PHONY: quickstart test test-all test-gpu fake-gpu lint install parity wheel docs release-check
+.PHONY: quickstart test test-all test-gpu fake-gpu lint install parity soak wheel docs release-check
 
 $(BIN)/installed: EXTRAS := cpu,test
 $(BIN)/installed-hf: EXTRAS := cpu,test,hf
@@ -63,6 +63,12 @@ release-check: $(BIN)/installed $(BIN)/installed-docs
 # Every layout beside one process: the whole matrix, the table on stdout.
 parity: install
 	@$(BIN)/python benchmarks/parity.py $(PARITY)
+
+# Trainings that are killed at random moments and started again, and what differs from trainings without kills.
+# make soak MINUTES=30 SOAK='--launcher --seed 7'
+MINUTES ?= 30
+soak: install
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(SOAK)
 
 # The branches for GPUs of our own Python, on a CPU: patched predicates, and a report by branch.
 fake-gpu: install
