@@ -156,7 +156,7 @@ def watch_training(moments: Moments) -> None:
     import paddle
     from paddlenlp.trainer import TrainerCallback
 
-    from paddle_llm.checkpoint import folder
+    from paddle_llm.checkpoint.saving import protocol
     from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
     class Watch(TrainerCallback):
@@ -220,7 +220,7 @@ def watch_training(moments: Moments) -> None:
         (PretrainTrainer, "train", train),
         (PretrainTrainer, "training_step", training_step),
         (PretrainTrainer, "_save_checkpoint", in_phase("save")),
-        (folder, "rotate", in_phase("rotation")),
+        (protocol, "rotate", in_phase("rotation")),
         (paddle.optimizer.AdamW, "_append_optimize_op", update),
     ):
         setattr(owner, name, wrap(getattr(owner, name)))
