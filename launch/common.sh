@@ -1,7 +1,8 @@
 # Functions of the launch scripts: command line, device, and restarts after a failure.
 # shellcheck shell=bash
-# A script sets RANKS (processes on this machine). It may set ENTRY (script to launch) and add to LAUNCH (options of
-# paddle.distributed.launch) and FLAGS (flags placed before those of the user). Then it calls `main "$@"`.
+# A script sets RANKS (processes on this machine). It may set ENTRY (script to launch) and ELASTIC (option of supervise.py), and
+# add to LAUNCH (options of paddle.distributed.launch) and FLAGS (flags placed before those of the user). Then it calls
+# `main "$@"`.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python}
@@ -11,6 +12,7 @@ LOG_DIR=${LOG_DIR:-log}
 MAX_RESTART=${MAX_RESTART:-3}
 LAUNCH=()
 FLAGS=()
+ELASTIC=()
 
 # Print the help, which is the comment at the beginning of the calling script.
 usage() { sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"; }
@@ -101,6 +103,6 @@ main() {
   else
     arguments=("$1" "${FLAGS[@]}" "${@:2}")
   fi
-  exec "$PYTHON" "$ROOT/launch/supervise.py" "$MAX_RESTART" "$LOG_DIR" \
+  exec "$PYTHON" "$ROOT/launch/supervise.py" "${ELASTIC[@]}" "$MAX_RESTART" "$LOG_DIR" \
     "$PYTHON" -u -m paddle.distributed.launch "${LAUNCH[@]}" --log_dir "$LOG_DIR" "$ROOT/$ENTRY" -- "${arguments[@]}"
 }

@@ -14,6 +14,9 @@
 #   DEVICE=cpu            run on the CPU instead, with RANKS=8 processes per machine
 #   MAX_RESTART=3         maximum number of restarts after a failure, each from the newest checkpoint. If one machine fails, the
 #                         processes on the others end as well, and all are restarted.
+#   MIN_NODES=2           restart with at least this many machines, if others are lost: the global batch stays, data or sharding
+#                         degrees shrink and the gradient accumulation grows. The first machine must remain. The others have
+#                         PADDLE_LLM_REJOIN_SECONDS=120 to register again
 #   LOG_DIR=log           folder for the logs of the launcher, one subfolder per machine
 #   PYTHON=python         Python interpreter
 #
@@ -31,17 +34,29 @@ fi
 [[ -z ${NODE_RANK:-} ]] || require_number NODE_RANK "$NODE_RANK" 0
 # In the launcher these variables override its options. The options below have the same values with names resolved.
 unset PADDLE_MASTER PADDLE_NNODES
-LAUNCH+=(--nnodes "$NODES")
-if [[ $MASTER == etcd://* ]]; then
-  LAUNCH+=(--master "$MASTER" --job_id "${JOB_ID:-paddle_llm}" --elastic_level 1 --max_restart "$MAX_RESTART")
+if [[ -n ${MIN_NODES:-} ]]; then
+  require_number MIN_NODES "$MIN_NODES" 1
+  require_python
+  if [[ $MASTER == etcd://* || $MAX_RESTART == 0 ]]; then
+    refuse "MIN_NODES=$MIN_NODES needs MASTER=HOST:PORT and a MAX_RESTART of at least 1. Change one of them, or unset MIN_NODES."
+  fi
+  ranks=$RANKS
+  if [[ $DEVICE == gpu && -n ${GPUS:-} ]]; then
+    IFS=, read -ra cards <<<"$GPUS"
+    ranks=${#cards[@]}
+  fi
+  # supervise.py adds the options about machines before each start.
+  ELASTIC=(--elastic "$NODES" "$MIN_NODES" "$ranks" "$MASTER" "${NODE_RANK:-}")
+elif [[ $MASTER == etcd://* ]]; then
+  LAUNCH+=(--nnodes "$NODES" --master "$MASTER" --job_id "${JOB_ID:-paddle_llm}" --elastic_level 1 --max_restart "$MAX_RESTART")
   MAX_RESTART=0
 else
   require_python
   addresses=$("$PYTHON" "$ROOT/launch/addresses.py" "$MASTER") || exit 2
-  LAUNCH+=(--master "${addresses% *}" --host "${addresses#* }")
+  LAUNCH+=(--nnodes "$NODES" --master "${addresses% *}" --host "${addresses#* }")
 fi
 if [[ -n ${NODE_RANK:-} ]]; then
-  LAUNCH+=(--rank "$NODE_RANK")
+  [[ -n ${MIN_NODES:-} ]] || LAUNCH+=(--rank "$NODE_RANK")
   LOG_DIR=$LOG_DIR/node$NODE_RANK
 else
   LOG_DIR=$LOG_DIR/node-$(hostname)

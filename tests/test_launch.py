@@ -312,6 +312,26 @@ def test_many_machines_without_an_address_are_refused(env: dict[str, str], messa
     assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"MASTER": "etcd://h:2379"}, "MIN_NODES=1 needs MASTER=HOST:PORT and a MAX_RESTART of at least 1"),
+        ({"MAX_RESTART": "0"}, "MIN_NODES=1 needs MASTER=HOST:PORT and a MAX_RESTART of at least 1"),
+        ({"MIN_NODES": "none"}, "MIN_NODES is 'none'"),
+        ({}, "output_dir is missing"),  # the mistakes of the config, before any machine waits for another one
+        ({"MIN_NODES": "2"}, "is not a smaller number of machines"),
+    ],
+)
+def test_a_minimum_of_machines_that_cannot_work_is_refused(env: dict[str, str], message: str, tmp_path: Path) -> None:
+    settings = {"MASTER": "127.0.0.1:3777", "NODES": "2", "MIN_NODES": "1", "DEVICE": "cpu", "RANKS": "1"} | env
+    model = str(write_llama(tmp_path / "m"))
+    flags = ["--do_train", "--model_name_or_path", model, "--input_dir", model, "--max_seq_length", "64"]
+    if message != "output_dir is missing":
+        flags += ["--output_dir", "o"]
+    ended = run("many_machines.sh", *flags, cwd=tmp_path, **settings)
+    assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
+
+
 def test_another_device_is_refused(tmp_path: Path) -> None:
     ended = run("one_card.sh", "x.json", cwd=tmp_path, DEVICE="tpu")
     assert ended.returncode == 2 and "DEVICE is 'tpu'" in ended.stderr

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -241,57 +241,6 @@ def _check_same(folder: str | Path, saved: Layout, layout: Layout, was: int, glo
             "it would not continue at the same sample. Set --gradient_accumulation_steps or --per_device_train_batch_size "
             f"so that the global batch is {was}."
         )
-
-
-def check_identity(folder: str | Path, identity: dict[str, Any], changed: Iterable[str] = ()) -> None:
-    """Check that a checkpoint belongs to this network and data; a difference would not be noticed later.
-
-    Args:
-        folder: Folder of the checkpoint.
-        identity: Network and data of this job.
-        changed: Settings of the data that differ, for the message.
-
-    Raises:
-        UserError: If network, data, method or base model differ.
-    """
-    saved = read_manifest(folder).get("identity")
-    if saved is None:
-        return
-    differing = [
-        f"{key} {was} -> {identity['model'][key]}"
-        for key, was in saved["model"].items()
-        if identity["model"][key] != was
-    ]
-    if differing:
-        raise UserError(
-            f"{folder} was saved with a different network: {', '.join(differing)}. Use the original --model_name_or_path."
-        )
-    rows = saved.get("rows")
-    if _other_samples(saved, identity) or (rows is not None and rows != identity.get("rows")):
-        named = "; ".join(changed) or "the content of the files, their split, the lengths, the template or a seed"
-        raise UserError(
-            f"{folder} was saved with different data: {named}. The run would continue with other samples. "
-            "Use the original data, or start a new run (another --output_dir) from its adapter or model."
-        )
-    if saved.get("method") != identity.get("method"):
-        was, now = (found.get("method") or {} for found in (saved, identity))
-        differing = [
-            f"{key} {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)
-        ]
-        raise UserError(
-            f"{folder} was saved with a different fine-tuning method: {', '.join(differing)}. Use the original settings."
-        )
-    if saved.get("base") != identity.get("base"):
-        raise UserError(
-            f"{folder} was saved with a different base model. Use the original --model_name_or_path (and adapter)."
-        )
-
-
-def _other_samples(saved: dict[str, Any], identity: dict[str, Any]) -> bool:
-    """Return whether the samples differ; if one training is longer, only the samples of both are compared."""
-    if "samples" not in saved:  # written by version 0.1, which hashed them together
-        return bool(saved["data"] != identity["data"])
-    return any(was != now for was, now in zip(saved["samples"], identity["samples"], strict=False))
 
 
 def rotate(output_dir: str | Path, keep: int | None, best: str | None) -> None:

@@ -1,7 +1,8 @@
 """The settings of a training, recorded in its checkpoints and compared when it resumes.
 
 A changed setting is an error unless it is in one of the lists below: settings without effect on the weights, or
-settings that another check covers. A new field is compared by default.
+settings that another check covers. A new field is compared by default. `--allow_schedule_change` accepts another
+learning-rate schedule, `--resume_with_changed_settings` every setting including the schedule. Neither accepts other data.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from paddle_llm.config.fields.finetune import GenerationFields
 from paddle_llm.config.fields.method import MethodFields
 from paddle_llm.config.reader import Resolved
 from paddle_llm.config.run_config import fields_of
-from paddle_llm.config.steps import schedule_of
+from paddle_llm.config.steps import learning_rate_at, schedule_of
 from paddle_llm.core.errors import UserError
 
 FLAG = "--resume_with_changed_settings"
+SCHEDULE_FLAG = "--allow_schedule_change"
 
 # Settings without effect on the trained weights, beyond rounding.
 WITHOUT_EFFECT = frozenset(
     {
-        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_with_changed_settings"),
+        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
+        *("resume_with_changed_settings", "allow_schedule_change"),
         *("logging_steps", "logging_first_step", "report_to", "run_name", "disable_tqdm", "skip_profile_timer"),
         *("save_strategy", "save_steps", "save_on_exit", "save_total_limit", "merge_weights", "model_format"),
         *("do_train", "do_eval", "do_predict", "evaluation_strategy", "eval_steps", "eval_iters"),
@@ -116,7 +119,8 @@ def check_settings(start: Path, resolved: Resolved) -> list[str]:
         return [f"{start} has no record of its settings: they are not compared."]
     now = record_of(resolved, 1)["compared"]
     changed = _differences(saved["compared"], now)
-    return _report_changes(start, changed, resolved, "Use the same values")
+    allowed = resolved.config.resume_with_changed_settings
+    return _report_changes(start, changed, resolved, "Use the same values", FLAG, allowed)
 
 
 def check_length(start: Path, resolved: Resolved, steps: int) -> list[str]:
@@ -131,26 +135,25 @@ def check_length(start: Path, resolved: Resolved, steps: int) -> list[str]:
         Lines to report.
 
     Raises:
-        UserError: If the learning rate of a step differs and `--resume_with_changed_settings` is not set.
+        UserError: If the learning rate of a step differs and neither `--allow_schedule_change` nor
+            `--resume_with_changed_settings` is set.
     """
     saved = _saved(start)
     if saved is None:
         return []
-    changed = _differences(saved["schedule"], record_of(resolved, steps)["schedule"])
-    length = f"training steps {saved['steps']} -> {steps}"
-    if changed:
-        given = [line for line in changed if _is_given(line.split()[0], resolved)]
-        changed = [length, *given] if steps != saved["steps"] else given or changed
-        advice = "Use the same --num_train_epochs or --max_steps, learning rates and warm-up"
-        return _report_changes(start, changed, resolved, f"The learning-rate schedule would jump. {advice}")
-    if steps != saved["steps"]:
-        return [f"{start}: {length}; the learning-rate schedule up to this checkpoint is the same."]
-    return []
-
-
-def _is_given(name: str, resolved: Resolved) -> bool:
-    """Return whether the user has given a field."""
-    return not resolved.origins.get(name, "default").startswith(("default", "derived"))
+    now = record_of(resolved, steps)["schedule"]
+    changed = _differences(saved["schedule"], now)
+    length = [f"training steps {saved['steps']} -> {steps}"] if steps != saved["steps"] else []
+    if not changed:
+        return [f"{start}: {line}; the learning-rate schedule up to this checkpoint is the same." for line in length]
+    if length and (saved["schedule"].get("decay_steps"), now.get("decay_steps")) == (saved["steps"], steps):
+        changed = [line for line in changed if not line.startswith("decay_steps ")]  # the length, once more
+    step = read_manifest(start)["step"]
+    before, after = (learning_rate_at(schedule, step) for schedule in (saved["schedule"], now))
+    rate = f"learning rate of step {step + 1} {before:.3g} -> {after:.3g}"
+    advice = "The learning-rate schedule would jump. Use the same --num_train_epochs or --max_steps, learning rates and warm-up"
+    allowed = resolved.config.allow_schedule_change or resolved.config.resume_with_changed_settings
+    return _report_changes(start, [*length, *changed, rate], resolved, advice, SCHEDULE_FLAG, allowed)
 
 
 def changed_data_settings(start: Path, resolved: Resolved) -> list[str]:
@@ -181,15 +184,30 @@ def _shown(value: Any) -> str:
     return "none" if value is None or value == "" else str(value)
 
 
-def _report_changes(start: Path, changed: list[str], resolved: Resolved, advice: str) -> list[str]:
+def _report_changes(
+    start: Path, changed: list[str], resolved: Resolved, advice: str, flag: str, is_allowed: bool
+) -> list[str]:
+    """Return a line about changes that are allowed.
+
+    Args:
+        start: Folder of the checkpoint.
+        changed: "name old -> new" of each change.
+        resolved: Configuration of the job.
+        advice: How to avoid the changes.
+        flag: Flag that allows them.
+        is_allowed: Whether they are allowed, by this flag or another one.
+
+    Raises:
+        UserError: If there are changes that are not allowed.
+    """
     if not changed:
         return []
     problem = f"{start} was saved with different settings: {'; '.join(changed)}."
-    if resolved.config.resume_with_changed_settings:
-        return [f"{problem} The run continues with the new ones ({FLAG})."]
+    if is_allowed:
+        return [f"{problem} The run continues with the new ones ({flag})."]
     output = Path(resolved.config.output_dir)
     further = "--model_name_or_path" if resolved.entry == "pretrain" else "its model or adapter"
     raise UserError(
-        f"{problem} {advice}, continue with the new ones ({FLAG} 1), or start a new training from the result in {output} "
+        f"{problem} {advice}, continue with the new ones ({flag} 1), or start a new training from the result in {output} "
         f"({further}, another --output_dir)."
     )

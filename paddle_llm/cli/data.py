@@ -144,7 +144,9 @@ def data() -> None:
 @data.command(cls=ManyInputs)
 @_reading
 @click.option("--tokenizer", required=True, type=PATH, help="Tokenizer folder.")
-@click.option("--output_prefix", required=True, type=PATH, help="Writes PREFIX.bin, PREFIX.idx and PREFIX.meta.json.")
+@click.option(
+    "--output_prefix", required=True, type=PATH, help="Writes PREFIX.bin, .idx, .meta.json and .digests.json."
+)
 @click.option(
     "--workers",
     type=WholeNumber(min=1),

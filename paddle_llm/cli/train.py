@@ -17,6 +17,7 @@ from paddle_llm.config.help import help_text
 from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import Entry, fields_of
 from paddle_llm.core.console import say
+from paddle_llm.training.launch.elastic import ElasticNodes
 from paddle_llm.training.launch.options import LaunchOptions, launch_command, launch_environment
 from paddle_llm.training.launch.preflight import JOB_RULES, tokenizer_is_complete
 from paddle_llm.training.launch.restart import restart_flags
@@ -31,6 +32,11 @@ _OPTIONS = (
     click.option("--gpus", metavar="0,1,...", help="Cards of this machine. Default: the first visible ones."),
     click.option(
         "--nnodes", type=WholeNumber(min=1), default=1, show_default=True, help="Machines; start the command on each."
+    ),
+    click.option(
+        "--min_nodes",
+        type=WholeNumber(min=1),
+        help="Restart with at least this many machines, if others are lost; the global batch stays. Default: --nnodes.",
     ),
     click.option(
         "--master", metavar="HOST:PORT", help="First machine and a port that is free there; for --nnodes > 1."
@@ -136,7 +142,20 @@ def _train(entry: Entry, words: list[str], options: LaunchOptions) -> None:
     resolved = resolve(words, world_size=options.world_size, entry=entry, further_rules=rules)
     device = str(resolved.config.device)
 
+    elastic = None
+    if options.min_nodes is not None:
+        elastic = ElasticNodes(
+            resolved,
+            nodes=options.nnodes,
+            min_nodes=options.min_nodes,
+            master=str(options.master),
+            node_rank=options.node_rank,
+        )
+
     def command(more: list[str]) -> list[str]:
+        if elastic is not None:
+            start = elastic.next_start()
+            return launch_command(options, entry, device, [*words, *more, *start.flags], (start.nodes, start.rank))
         line = launch_command(options, entry, device, [*words, *more])
         if options.nnodes > 1:
             say(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.counts import counted
 
 _RANKS_PER_MACHINE = 8
 
@@ -147,9 +148,11 @@ def _assign_remaining_ranks(
         data, rest = rest, 1
     if rest > 1:
         used = world_size // rest
+        start = counted(used, "rank")
+        product = f"{requested} = {start}" if used > 1 else "data_parallel_degree 1 uses one rank"
         result.problems.append(
-            f"{requested} = {used} ranks, but the job has {world_size}: {world_size - used} would be idle. Start the job on {used} "
-            "ranks, drop --data_parallel_degree, or increase a degree."
+            f"{product}, but the job has {world_size}: {world_size - used} would be idle. Start the job on {start}, drop "
+            "--data_parallel_degree, or increase a degree."
         )
         return
     stage = config.sharding_stage if sharding > 1 else 0

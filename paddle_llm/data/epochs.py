@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from paddle_llm.data.collate import Sample, SampleDataset
+from paddle_llm.data.identity import DataIdentity
 
 
 class ShuffledEpochs:
@@ -38,8 +41,14 @@ class ShuffledEpochs:
         epoch, sample = self._locate(index)
         return f"epoch {epoch}, sample {sample}"
 
+    def identity(self) -> DataIdentity | None:
+        """Return the identity of the dataset and of its order; None if the dataset does not provide one."""
+        own = getattr(self._dataset, "identity", None)
+        found = None if own is None else own()
+        return None if found is None else replace(found, parts={**found.parts, "seed of the order": self._seed})
+
     def digest(self) -> str | None:
-        """Return a digest of the dataset's content; None if the dataset does not provide one."""
+        """Return the digest of the dataset, as checkpoints without an identity of all data have it; None as in `identity`."""
         own = getattr(self._dataset, "digest", None)
         return None if own is None else own()
 

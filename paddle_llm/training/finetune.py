@@ -20,12 +20,13 @@ from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, is_first_rank
 from paddle_llm.data.collate import PadAndStack
 from paddle_llm.data.samples.encode import InstructionEncoder
-from paddle_llm.data.tokenizer import load_tokenizer
+from paddle_llm.data.tokenizer import find_fingerprint, load_tokenizer
 from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
 from paddle_llm.families import Family
 from paddle_llm.families.facts import ModelFacts
 from paddle_llm.families.shape import find_family
 from paddle_llm.models.build import build_model, plain_configuration
+from paddle_llm.parallel.process.first_rank import on_first_rank
 from paddle_llm.peft.adapter_files import base_shape, read_method
 from paddle_llm.peft.attach import attach
 from paddle_llm.peft.merge import merge
@@ -73,6 +74,7 @@ class FinetuneData:
         answers: Answers to generate and score in each evaluation; None to compute the loss only.
         chat_template: Chat template to save beside the weights; None to save none.
         generation_settings: Content of generation_config.json beside the weights.
+        tokenizer_fingerprint: Fingerprint of the tokenizer; None if it is not a local folder.
     """
 
     method: Method
@@ -84,6 +86,7 @@ class FinetuneData:
     answers: Answers | None = None
     chat_template: TrainingTemplate | None = None
     generation_settings: dict[str, Any] = field(default_factory=dict)
+    tokenizer_fingerprint: str | None = None
 
 
 def load_data(resolved: Resolved, args: TrainingArguments) -> FinetuneData:
@@ -121,6 +124,7 @@ def load_data(resolved: Resolved, args: TrainingArguments) -> FinetuneData:
         answers=_answers_to_score(resolved, codec, encoder, splits),
         chat_template=chosen.as_trained(config.special_tokens_in_content),
         generation_settings=generation_settings(config.model_name_or_path, facts, sorted(encoder.stop_ids)),
+        tokenizer_fingerprint=on_first_rank(lambda: find_fingerprint(folder)),
     )
 
 
@@ -154,6 +158,7 @@ def make_trainer(
         tokenizer=data.tokenizer,
         generation_settings=data.generation_settings,
         chat_template=data.chat_template,
+        tokenizer_fingerprint=data.tokenizer_fingerprint,
     )
 
 

@@ -16,11 +16,12 @@ from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import MODEL_FOLDER
 from paddle_llm.core.errors import is_first_rank
 from paddle_llm.data.corpus.dataset import build_pretrain_datasets, training_samples
-from paddle_llm.data.tokenizer import load_tokenizer
+from paddle_llm.data.tokenizer import find_fingerprint, load_tokenizer
 from paddle_llm.families.facts import ModelFacts
 from paddle_llm.models.build import build_model
 from paddle_llm.models.chatglm_pretrain import sample_transform
 from paddle_llm.models.weights.full_weights import family_name
+from paddle_llm.parallel.process.first_rank import on_first_rank
 from paddle_llm.training.epochs import global_batch_of, position_of, report_length
 from paddle_llm.training.evaluation.generation_settings import generation_settings
 from paddle_llm.training.options import trainer_options, weights_dtype
@@ -42,6 +43,7 @@ class PretrainData:
         prediction: Samples of the final evaluation (`--do_predict`); None without one.
         tokenizer: Tokenizer to save beside the weights; None to save none.
         generation_settings: Content of generation_config.json beside the weights.
+        tokenizer_fingerprint: Fingerprint of the tokenizer; None if it is not a local folder.
     """
 
     train: paddle.io.Dataset | None = None
@@ -49,6 +51,7 @@ class PretrainData:
     prediction: paddle.io.Dataset | None = None
     tokenizer: Tokenizer | None = None
     generation_settings: dict[str, Any] = field(default_factory=dict)
+    tokenizer_fingerprint: str | None = None
 
 
 def load_data(resolved: Resolved, args: TrainingArguments) -> PretrainData:
@@ -63,7 +66,8 @@ def load_data(resolved: Resolved, args: TrainingArguments) -> PretrainData:
     """
     config, facts = resolved.config, resolved.facts
     assert facts is not None
-    tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path)
+    folder = config.tokenizer_name_or_path or config.model_name_or_path
+    tokenizer = load_tokenizer(folder)
     batch, position = global_batch_of(args), position_of(args)
     train = training_samples(config, batch) if config.do_train else 0
     if train:
@@ -88,6 +92,7 @@ def load_data(resolved: Resolved, args: TrainingArguments) -> PretrainData:
         prediction=splits.test,
         tokenizer=tokenizer,
         generation_settings=generation_settings(config.model_name_or_path, facts, stop_ids),
+        tokenizer_fingerprint=on_first_rank(lambda: find_fingerprint(folder)),
     )
 
 
@@ -115,6 +120,7 @@ def make_trainer(
         predict_dataset=data.prediction,
         tokenizer=data.tokenizer,
         generation_settings=data.generation_settings,
+        tokenizer_fingerprint=data.tokenizer_fingerprint,
     )
 
 

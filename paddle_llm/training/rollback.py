@@ -1,6 +1,7 @@
 """`--nan_policy rollback`: after a non-finite step, go back to the newest checkpoint and skip that step when it comes again.
 
-The network, the optimizer and the trainer are built again and resume as a new process would, on every rank of the same
+The checkpoint is verified completely, and a damaged one is passed over: a device that computes NaN may also have written
+it. The network, the optimizer and the trainer are built again and resume as a new process would, on every rank of the same
 job. This is the path of every resume, in every layout; no part of the state that produced the non-finite step is used
 again. The order of samples does not change: the update of the global batch is skipped, its step is counted.
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from paddle_llm.checkpoint.folder import newest_complete, step_of
 from paddle_llm.core.artifacts import ROLLBACKS
 from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.console import say
+from paddle_llm.core.errors import TrainingStopped
 from paddle_llm.core.json_files import read_json_object
 from paddle_llm.parallel.process.first_rank import on_first_rank
 
@@ -95,23 +97,37 @@ def _prepare(trainer: PretrainTrainer, rollback: Rollback, before: Path | None) 
         rollback: The step that was not finite.
         before: Checkpoint from which that trainer started, which may be outside of the output folder.
     """
-    output = Path(trainer.args.output_dir)
+    from paddle_llm.checkpoint.training_state.verification import choose_verified
 
-    def record() -> str | None:
-        newest, passed_over = newest_complete(output)
-        newest = newest or before
+    output = Path(trainer.args.output_dir)
+    elsewhere = before if before is not None and before.resolve().parent != output.resolve() else None
+
+    def choose(damaged: Mapping[Path, str]) -> tuple[Path | None, list[str]]:
+        newest, passed_over = newest_complete(output, damaged)
+        if newest is None and elsewhere is not None:
+            if elsewhere not in damaged:
+                return elsewhere, passed_over
+            passed_over.append(f"skipped checkpoint {elsewhere}: {damaged[elsewhere]}.")
+        return newest, passed_over
+
+    start, passed_over = choose_verified(choose, "full")
+    if start is None and elsewhere is not None:  # the first step would be that of another training
+        raise TrainingStopped(
+            f"{rollback.problem} {' '.join(passed_over)} No other checkpoint of this training exists. Start a new training from "
+            "another checkpoint."
+        )
+
+    def record() -> None:
         for line in passed_over:
             say(line)
         earlier = read_rollbacks(output)
         entries = [dataclasses.asdict(one) for one in (*earlier, rollback)]
         write_atomically(output / ROLLBACKS, json.dumps({"rollbacks": entries}, indent=1).encode())
-        where = f"checkpoint {newest}" if newest else "the first step"
+        where = f"checkpoint {start}" if start else "the first step"
         count = f"{len(entries)} of at most {trainer.options.max_rollbacks}"
         say(f"{rollback.problem} Rollback {count}: the training continues from {where} and skips these samples.")
-        return str(newest) if newest else None
 
-    found = on_first_rank(record)
-    start = Path(found) if found else None
+    on_first_rank(record)
     number = len(trainer.nan_guard.rollbacks) + 1
     trainer.log({"step": rollback.step, "rollback_to_step": step_of(start) if start else 0, "rollbacks": number})
     return start

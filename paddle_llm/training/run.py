@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paddle_llm.checkpoint.folder import check_layout, is_old, step_of
+from paddle_llm.checkpoint.folder import check_layout, step_of
 from paddle_llm.checkpoint.output_folder import check_writable, open_output_folder
 from paddle_llm.checkpoint.output_lock import hold_output_folder, release_output_folder
 from paddle_llm.checkpoint.settings import changed_data_settings, check_length, check_settings, record_of
@@ -163,28 +164,18 @@ def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
 
     All ranks verify it. A damaged one is passed over, unless the user has named it.
     """
-    from paddle_llm.checkpoint.training_state.verification import problem_on_any_rank
+    from paddle_llm.checkpoint.training_state.verification import choose_verified
     from paddle_llm.training.trainers.start import Start
 
     config = resolved.config
-    damaged: dict[Path, str] = {}
 
-    def choose() -> tuple[str | None, list[str]]:
+    def choose(damaged: Mapping[Path, str]) -> tuple[Path | None, list[str]]:
         if not damaged:
             check_writable(Path(config.output_dir))
             hold_output_folder(config.output_dir)
-        start, lines = start_of(config, damaged)
-        return (str(start) if start else None), lines
+        return start_of(config, damaged)
 
-    while True:
-        name, lines = on_first_rank(choose)
-        start = Path(name) if name else None
-        problem = None
-        if start is not None and not is_old(start):
-            problem = problem_on_any_rank(start, config.verify_checkpoint)
-        if start is None or problem is None:
-            break
-        damaged[start] = problem
+    start, lines = choose_verified(choose, config.verify_checkpoint)
     for line in lines:
         say(line)
     if start is None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.checkpoint.identity import RunIdentity, check_identity
 from paddle_llm.checkpoint.settings import (
     CHECKED_ELSEWHERE,
     COMPARED_BY_CONTENT,
@@ -21,6 +21,7 @@ from paddle_llm.checkpoint.settings import (
 from paddle_llm.config.reader import Resolved, resolve
 from paddle_llm.config.run_config import FIELD_NAMES
 from paddle_llm.core.errors import UserError
+from paddle_llm.data.identity import DataIdentity
 from tests.helpers.checkpoints import write_checkpoint, write_old_manifest
 from tests.helpers.models.tiny import write_llama
 
@@ -95,15 +96,38 @@ def test_what_does_not_change_the_training_may_change(model, start, flags):
 
 
 def test_another_length_is_refused_where_it_changes_the_learning_rate(model, start):
+    """Step 17 is after the end of the old schedule (a tenth of the peak) and in the middle of the new one."""
     assert check_length(start, run(model), _STEPS) == []
     with pytest.raises(UserError) as refused:
         check_length(start, run(model), 48)
-    assert "different settings: training steps 16 -> 48. The learning-rate" in str(refused.value)
-    assert "learning-rate schedule would jump" in str(refused.value)
-    (line,) = check_length(start, run(model, "--resume_with_changed_settings"), 48)
-    assert "training steps 16 -> 48" in line
+    assert (
+        "different settings: training steps 16 -> 48; warmup_steps 0 -> 1; learning rate of step 17 2e-06 -> 1.58e-05."
+        in str(refused.value)
+    )
+    assert "learning-rate schedule would jump" in str(refused.value) and "--allow_schedule_change 1" in str(
+        refused.value
+    )
+    for flag in ("--allow_schedule_change", "--resume_with_changed_settings"):
+        (line,) = check_length(start, run(model, flag), 48)
+        assert "training steps 16 -> 48; warmup_steps 0 -> 1; learning rate of step 17 2e-06 -> 1.58e-05." in line
+        assert "continues with the new ones (--allow_schedule_change)" in line
     with pytest.raises(UserError, match="learning_rate 2e-05 -> 0.0001"):
         check_length(start, run(model, "--learning_rate", "1e-4"), _STEPS)
+
+
+def test_the_flag_of_the_schedule_accepts_no_other_setting(model, start):
+    with pytest.raises(UserError, match="seed 42 -> 7"):
+        check_settings(start, run(model, "--seed", "7", "--allow_schedule_change"))
+
+
+def test_a_warm_up_that_follows_the_length_is_named(model, tmp_path):
+    flags = ("--warmup_ratio", "0.5", "--lr_scheduler_type", "constant_with_warmup")
+    settings = json.loads(json.dumps(record_of(run(model, *flags), _STEPS)))
+    write_checkpoint(tmp_path, 4, settings=settings)
+    with pytest.raises(UserError) as refused:
+        check_length(tmp_path, run(model, *flags), 32)
+    expected = "training steps 16 -> 32; warmup_steps 8 -> 16; learning rate of step 5 1.25e-05 -> 6.25e-06."
+    assert expected in str(refused.value)
 
 
 def test_another_length_is_reported_where_the_learning_rate_stays(model, tmp_path):
@@ -119,33 +143,16 @@ def test_changed_settings_of_the_data_are_named(model, start):
     assert found == ["dataset_name_or_path x.jsonl -> y.jsonl", "chat_template auto -> alpaca"]
 
 
-def test_other_rows_are_other_data(tmp_path):
-    identity = {"model": {"hidden_size": 8}, "data": "first", "rows": "all"}
-    write_checkpoint(tmp_path, identity=identity)
-    checkpoints.check_identity(tmp_path, identity)
-    with pytest.raises(UserError, match="saved with different data: chat_template auto -> alpaca"):
-        checkpoints.check_identity(tmp_path, {**identity, "rows": "others"}, ["chat_template auto -> alpaca"])
-
-
 def test_an_older_checkpoint_without_a_record_is_reported(model, tmp_path):
     identity = {"model": {"hidden_size": 8}, "data": "first"}
     write_old_manifest(tmp_path, identity=identity)
     assert "has no record of its settings" in check_settings(tmp_path, run(model))[0]
     assert check_length(tmp_path, run(model), 3) == []
-    checkpoints.check_identity(tmp_path, {**identity, "rows": "any"})
+    old_data = {"data": "first", "samples": [], "rows": "any"}
+    check_identity(tmp_path, RunIdentity(identity["model"], DataIdentity({}), old_data))
 
 
 def test_pretraining_compares_its_own_fields(model):
     assert {"split", "max_seq_length"} <= set(compared_fields("pretrain"))
     assert "loss_on" not in compared_fields("pretrain")
     assert record_of(run(model, entry="pretrain"), 3)["by_content"]["input_dir"] == "c"
-
-
-def test_a_longer_training_of_the_same_data_goes_on_and_other_data_does_not(tmp_path):
-    identity = {"model": {"hidden_size": 8}, "data": "two", "samples": ["a", "b"], "rows": "all"}
-    write_checkpoint(tmp_path, identity=identity)
-    longer = {**identity, "data": "four", "samples": ["a", "b", "c", "d"]}
-    checkpoints.check_identity(tmp_path, longer)
-    for other in ({"samples": ["a", "c", "b", "d"]}, {"rows": "others"}):
-        with pytest.raises(UserError, match="different data"):
-            checkpoints.check_identity(tmp_path, {**longer, **other})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.config.rule_case import Case, check
+from tests.config.rule_case import Case, check, resolve_case
 
 _CASES = [
     # instructions
@@ -93,6 +93,13 @@ _CASES = [
         "--dataset_name_or_path one.jsonl --do_eval",
         problem="--do_eval needs dev.json, which does not exist in one.jsonl. Put it beside train.json",
         fine="--dataset_name_or_path both --do_eval",
+        here=True,
+    ),
+    Case(
+        "dataset_exists",
+        "--dataset_name_or_path one.jsonl --evaluation_strategy epoch --save_strategy epoch --load_best_model_at_end "
+        "--early_stopping_patience 2",
+        problem="or use --evaluation_strategy no --load_best_model_at_end 0 --early_stopping_patience null.",
         here=True,
     ),
     Case(
@@ -256,3 +263,27 @@ def test_a_rule_reports_its_case(case: Case, tmp_path: Path, monkeypatch: pytest
         (tmp_path / path).touch()
     (tmp_path / "there").mkdir()
     check(case, tmp_path)
+
+
+def test_the_flags_without_an_evaluation_are_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config that evaluates, stops early and loads the best model, for data without a dev set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.jsonl").touch()
+    flags = (
+        "--dataset_name_or_path one.jsonl --do_eval --evaluation_strategy epoch --save_strategy epoch "
+        "--load_best_model_at_end --early_stopping_patience 2"
+    )
+    case = Case("dataset_exists", flags, entry="finetune", here=True)
+    (problem,), _ = resolve_case(case, flags, tmp_path)
+    advised = problem.rpartition(", or use ")[2].rstrip(".")
+    assert advised.count("--") == 4
+    assert resolve_case(case, f"{flags} {advised}", tmp_path)[0] == []
+
+
+def test_an_evaluation_that_is_turned_off_is_reported_with_all_that_needs_it(tmp_path: Path) -> None:
+    flags = "--do_eval 0 --evaluation_strategy epoch --save_strategy epoch --load_best_model_at_end"
+    problems, _ = resolve_case(Case("best_model", flags, entry="finetune"), flags, tmp_path)
+    assert [text.split(".")[0] for text in problems] == [
+        "evaluation_strategy = epoch and do_eval = false contradict each other",
+        "load_best_model_at_end without an evaluation",
+    ]

@@ -127,6 +127,8 @@ def test_mistakes_that_a_complete_config_shows(options, message, corpus, tmp_pat
         ("--nnodes 2", "needs --master HOST:PORT"),
         ("--master a:1", "is for jobs on several machines"),
         ("--nnodes 2 --master a:1 --node_rank 2", "the last machine of 2 is 1"),
+        ("--min_nodes 1", "is for jobs on several machines"),
+        ("--nnodes 2 --master a:1 --min_nodes 1", "is for restarts. Add --max_restarts N"),
         ("--nproc_per_node 0", "--nproc_per_node"),
     ],
 )

@@ -22,11 +22,13 @@ class Run:
         layout: Layout of the ranks.
         fields: Fields of RunConfig.
         evaluates: Whether answers are generated after the second step.
+        stops: Whether the last rank gets SIGUSR1 before that.
     """
 
     layout: Layout = Layout()
     fields: dict[str, Any] = field(default_factory=dict)
     evaluates: bool = True
+    stops: bool = False
 
 
 def conversations() -> list[Conversation]:
@@ -54,9 +56,21 @@ def train(runs: dict[str, Run], model: Path, tokenizer: str, output: Path) -> di
 
 
 def train_one(run: Run, model: Path, tokenizer: str, output: Path) -> dict[str, Any]:
-    """Train, and return {"scores", "weights": final weights of this rank unless sharded, "undisturbed": whether states are kept}."""
+    """Train, and return {"scores", "weights": final weights of this rank unless sharded, "undisturbed": whether states are kept}.
+
+    If the run stops, also "answers": number of answers that this rank has generated, and "code": exit code.
+    """
+    import os
+    import signal
+    from contextlib import nullcontext
+
     import paddle
     from paddlenlp.trainer import TrainerCallback
+
+    from paddle_llm.core.errors import StopRequested
+    from paddle_llm.generation.texts import Generator
+    from paddle_llm.parallel.process.stop_request import stop_on_signals
+    from paddle_llm.training.evaluation.interruption import EvaluationStopped
 
     found: dict[str, Any] = {}
 
@@ -64,7 +78,12 @@ def train_one(run: Run, model: Path, tokenizer: str, output: Path) -> dict[str, 
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 2 and run.evaluates:
                 before = states(trainer)
-                found["scores"] = evaluation(trainer, conversations())
+                if run.stops and args.process_index == args.world_size - 1:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                try:
+                    found["scores"] = evaluation(trainer, conversations())
+                except EvaluationStopped:
+                    found["answers"] = len(decoded)
                 found["undisturbed"] = before == states(trainer)
 
     fields = {"do_eval": False, "max_steps": STEPS, "save_steps": 100, "generation_batch_size": 2, **run.fields}
@@ -74,7 +93,21 @@ def train_one(run: Run, model: Path, tokenizer: str, output: Path) -> dict[str, 
         trainer = jobs.make_trainer(config, run.layout)
     evaluation = evaluation_of(config, run.layout, tokenizer)
     trainer.add_callback(Evaluate())
-    trainer.train()
+    decoded: list[int] = []
+    limit_for = Generator.limit_for
+
+    def recording(generator, prompt):
+        decoded.append(1)
+        return limit_for(generator, prompt)
+
+    Generator.limit_for = recording
+    try:
+        with stop_on_signals(True) if run.stops else nullcontext():
+            trainer.train()
+    except StopRequested as stop:
+        found["code"] = stop.code
+    finally:
+        Generator.limit_for = limit_for
     if trainer.sharded_weights is None:
         found["weights"] = jobs.weights(trainer.model)
     return found

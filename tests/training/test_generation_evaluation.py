@@ -98,6 +98,15 @@ def test_layouts_generate_the_same(folder, alone, name):
         assert texts(folder, name, kind) == texts(folder, "alone", kind)
 
 
+@pytest.mark.parametrize("layout", [ALONE, Layout(data=2)], ids=str)
+def test_a_signal_ends_the_generation_after_a_batch(layout, folder):
+    """With two data ranks one has three batches and the other two; the signal goes to the second."""
+    for rank in run(folder, f"stopped {layout}", layout, ("greedy",), stops=True):
+        found = rank["greedy"]
+        assert found["answers"] == 2 and found["undisturbed"] and found["code"] == 75 and "scores" not in found
+    assert not list((folder / f"stopped {layout}").rglob("generated-*.jsonl"))
+
+
 def test_layouts_that_cannot_generate_are_rejected():
     from paddle_llm.core.errors import UserError
     from paddle_llm.training.evaluation.generation import check_layout

@@ -72,6 +72,57 @@ def test_the_result_is_that_of_a_run_that_skips_the_step(skipped, tmp_path, caps
     assert "toy sample 10" in printed
 
 
+def _damaging(build, folders: list[Path]):
+    """Return a function like `build` whose first trainer changes a byte of the tensors of checkpoints in step 6."""
+    remaining = list(folders)
+
+    def build_damaging(start=None):
+        trainer = build(start)
+        original = trainer.training_step
+
+        def training_step(*args, **kwargs):
+            while trainer.state.global_step == 5 and remaining:
+                (file,) = remaining.pop().glob("*.safetensors")
+                content = bytearray(file.read_bytes())
+                content[-8] ^= 1  # only the digest shows it
+                file.write_bytes(content)
+            return original(*args, **kwargs)
+
+        trainer.training_step = training_step
+        return trainer
+
+    return build_damaging
+
+
+@pytest.mark.parametrize(("damaged", "back_to"), [((4,), 2), ((2, 4), 0)])
+def test_a_damaged_checkpoint_is_passed_over(damaged, back_to, skipped, tmp_path, capsys):
+    from paddle_llm.training.rollback import train_with_rollbacks
+
+    folders = [tmp_path / "output" / f"checkpoint-{step}" for step in damaged]
+    build = _damaging(_builder(tmp_path, None, (1, 6), nan_policy="rollback"), folders)
+    trainer = train_with_rollbacks(build, None, [build()])
+    assert without_rollbacks(tmp_path) == skipped[0]
+    assert all(np.array_equal(skipped[1][name], value) for name, value in weights(trainer.model).items())
+    events = [row["rollback_to_step"] for row in rows(tmp_path / "output") if "rollback_to_step" in row]
+    assert events[-1] == back_to
+    printed = capsys.readouterr().err
+    for folder in folders:
+        assert f"skipped checkpoint {folder}: rank-00000.safetensors has the digest" in printed
+
+
+def test_a_rollback_to_a_damaged_checkpoint_of_another_folder_stops(tmp_path):
+    """The training in this folder has no first step."""
+    from paddle_llm.training.rollback import train_with_rollbacks
+
+    for name in ("before", "run"):
+        (tmp_path / name).mkdir()
+    _train(tmp_path / "before", None, (), max_steps=4)
+    start = tmp_path / "before" / "output" / "checkpoint-4"
+    build = _damaging(_builder(tmp_path / "run", None, (6,), nan_policy="rollback"), [start])
+    with pytest.raises(TrainingStopped, match=r"step 6.*checkpoint-4: rank-00000.safetensors has the digest"):
+        train_with_rollbacks(build, start, [build(start)])
+
+
 def test_after_the_last_rollback_the_training_stops(tmp_path):
     with pytest.raises(
         TrainingStopped, match=r"step 6.*The training was rolled back 2 times already \(--max_rollbacks\)"

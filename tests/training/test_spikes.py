@@ -32,12 +32,19 @@ def test_a_loss_is_compared_with_mean_and_deviation_of_the_last_128():
     assert found.losses[-1] == 2.61
 
 
-def test_few_losses_equal_losses_and_losses_that_are_not_finite_give_no_spike():
-    assert not monitor(63).is_spike(100.0) and monitor(64).is_spike(100.0)
+@pytest.mark.parametrize("loss", [2.0, 1 / 3, 0.0])
+@pytest.mark.parametrize("number", [64, 100, WINDOW])
+def test_after_equal_losses_a_larger_one_is_a_spike_and_a_rounding_difference_is_not(loss, number):
     constant = SpikeMonitor()
-    for _ in range(100):
-        constant.add(2.0)
-    assert constant.add(3.0) is None
+    for _ in range(number):
+        assert constant.add(loss) is None
+    assert not constant.is_spike(float(np.nextafter(np.float32(loss), np.float32(9)))) and not constant.is_spike(0.0)
+    found = constant.add(loss + 0.01)
+    assert found is not None and found > THRESHOLD and math.isfinite(found)  # metrics.jsonl gets it
+
+
+def test_few_losses_and_losses_that_are_not_finite_give_no_spike():
+    assert not monitor(63).is_spike(100.0) and monitor(64).is_spike(100.0)
     found = monitor(100)
     for loss in (math.nan, math.inf):
         assert found.add(loss) is None

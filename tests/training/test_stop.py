@@ -13,8 +13,9 @@ from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.checkpoint.saving import protocol
 from paddle_llm.core.errors import EXIT_INTERRUPTED, EXIT_RESUME, StopRequested, exit_on_user_error
 from paddle_llm.parallel.process.stop_request import MARK_VARIABLE, defer_stop, stop_on_signals
+from paddle_llm.training.evaluation import mean_loss
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
-from tests.helpers.pretrain_jobs import config, make_trainer, numbers, weights
+from tests.helpers.pretrain_jobs import config, make_trainer, numbers, rows, weights
 
 
 def send(number: signal.Signals) -> None:
@@ -62,7 +63,11 @@ POINTS = {
     "within accumulation": (PretrainTrainer, "training_step", 3, 1, 4),
     "between backward and update": (PretrainTrainer, "_check_loss_valid", 3, 0, 4),
     "after the update": (PretrainTrainer, "_maybe_log_save_evaluate", 4, 0, 5),
-    "evaluation": (PretrainTrainer, "evaluate", 6, 0, 6),
+    "before an evaluation": (PretrainTrainer, "evaluate", 6, 0, 6),
+    "within an evaluation": (mean_loss, "_loss_sum", 6, 1, 6),
+    "last batch of an evaluation": (mean_loss, "_loss_sum", 6, 7, 6),
+    "before the last evaluation": (PretrainTrainer, "training_step", 11, 1, 12),
+    "within the last evaluation": (mean_loss, "_loss_sum", 12, 1, 12),
     "saving": (protocol, "seal", 5, 0, 5),
     "last step": (PretrainTrainer, "training_step", 11, 0, 12),
 }
@@ -82,6 +87,43 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_resumed_run_is_exact(poin
     resumed.train(str(newest))
     assert numbers(tmp_path / "output") == whole[0]
     assert all(np.array_equal(whole[1][key], value) for key, value in weights(resumed.model).items())
+
+
+def test_an_evaluation_that_was_stopped_is_repeated_and_recorded_once(whole, tmp_path, monkeypatch):
+    """It is stopped after two of eight batches, and once more after one; the run is then resumed from the same step twice."""
+    run, checkpoint = config(tmp_path), str(tmp_path / "output" / "checkpoint-6")
+    for call, start in ((1, None), (0, checkpoint)):
+        batches = []
+        original = mean_loss._loss_sum
+
+        def counted(*args, batches=batches, original=original):
+            batches.append(args[0].state.global_step)
+            return original(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(mean_loss, "_loss_sum", counted)
+            with signal_at(monkeypatch, signal.SIGUSR1, mean_loss, "_loss_sum", 6, call) as trainers:
+                stop = stopped(make_trainer(run), trainers, start)
+        assert stop.code == EXIT_RESUME and f"The state after step 6 is in {checkpoint}." in stop.message
+        assert batches == [6] * (call + 1)
+        assert [row["step"] for row in rows(tmp_path / "output") if "eval_loss" in row] == []
+    for _ in range(2):
+        make_trainer(run).train(checkpoint)
+        assert numbers(tmp_path / "output") == whole[0]
+
+
+def test_an_evaluation_that_was_stopped_selects_the_best_checkpoint_later(tmp_path, monkeypatch):
+    """The first evaluation, which is interrupted, is the best one."""
+    run = config(tmp_path, save_steps=4, eval_steps=4, load_best_model_at_end=True)
+    with signal_at(monkeypatch, signal.SIGTERM, mean_loss, "_loss_sum", 4, 2) as trainers:
+        stopped(make_trainer(run), trainers)
+    first = tmp_path / "output" / "checkpoint-4"
+    resumed = make_trainer(run)
+    resumed.train(str(first))
+    losses = [row["eval_loss"] for row in rows(tmp_path / "output") if "eval_loss" in row]
+    assert len(losses) == 3 and losses[0] == min(losses)
+    assert resumed.state.best_model_checkpoint == str(first)
+    assert resumed.evaluate()["eval_loss"] == pytest.approx(losses[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

@@ -11,9 +11,9 @@ import paddle
 import pytest
 
 from paddle_llm.checkpoint.output_lock import RUN_LOCK
+from paddle_llm.config.steps import learning_rate_factor
 from paddle_llm.core.durable_files import operations_passed_to
 from paddle_llm.core.errors import TrainingStopped, UserError
-from paddle_llm.training.step.schedule import learning_rate_factor
 from tests.helpers.models.tiny import write_bloom
 from tests.helpers.pretrain_jobs import (
     EPOCH,

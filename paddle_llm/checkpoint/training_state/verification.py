@@ -1,16 +1,43 @@
-"""Verify a checkpoint with all ranks of a job: each reads some of its files."""
+"""Verify a checkpoint with all ranks of a job, each of which reads some of its files; choose the newest valid one."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import paddle.distributed as dist
 
+from paddle_llm.checkpoint.folder import is_old
 from paddle_llm.checkpoint.format.manifest import DamagedCheckpoint, read_manifest
 from paddle_llm.checkpoint.format.verify import Level, verify
 from paddle_llm.checkpoint.training_state.writers import gather_objects
 from paddle_llm.core.artifacts import MANIFEST
+from paddle_llm.parallel.process.first_rank import on_first_rank
+
+T = TypeVar("T")
+
+
+def choose_verified(
+    choose: Callable[[Mapping[Path, str]], tuple[Path | None, T]], level: Level
+) -> tuple[Path | None, T]:
+    """Choose a checkpoint on the first rank and verify it on all, until a valid one is found. Collective over all ranks.
+
+    Checkpoints of version 0.2 and earlier have no digests and are not read.
+
+    Args:
+        choose: Function of the checkpoints that were found to be damaged, with what is wrong with them, that returns the
+            next checkpoint to try (None for no checkpoint) and what to return with it.
+        level: "fast" or "full", as in `format.verify.verify`.
+    """
+    damaged: dict[Path, str] = {}
+    while True:
+        found, further = on_first_rank(lambda: choose(damaged))
+        problem = None if found is None or is_old(found) else problem_on_any_rank(found, level)
+        if found is None or problem is None:
+            return found, further
+        damaged[found] = problem
 
 
 def problem_on_any_rank(folder: Path, level: Level) -> str | None:

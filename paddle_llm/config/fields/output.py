@@ -23,7 +23,13 @@ class OutputFields(Group):
     )
     resume_with_changed_settings: bool = Field(
         False,
-        description="Resume even if settings that change the training differ from the checkpoint; each is reported.",
+        description="Resume even if settings that change the training differ from the checkpoint; each is reported. Includes "
+        "--allow_schedule_change.",
+    )
+    allow_schedule_change: bool = Field(
+        False,
+        description="Resume even if the learning-rate schedule differs from the checkpoint (--num_train_epochs, --max_steps, warm-up, "
+        "--learning_rate). The run reports the old and new number of steps and the learning rate where it continues.",
     )
     logging_steps: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl (PaddleNLP: 500).")
     logging_first_step: bool = Field(False, description="Also write a row for the first step.")

@@ -160,7 +160,8 @@ UNSUPPORTED_NAMES: dict[str, Ignored | Refused] = {
     ),
     "to_static": Refused("models are trained in dynamic mode only", _OFF),
     "skip_data_intervals": Refused(
-        "steps cannot be skipped by number. To skip steps whose loss is not finite, use --nan_policy skip or rollback"
+        "steps cannot be skipped by number. To skip steps whose loss is not finite, use --nan_policy skip or rollback; to skip "
+        "those whose loss is a spike, --spike_policy skip"
     ),
     "pad_token_id": Ignored("it is read from the model folder", (0,)),
     "count_trained_tokens": Ignored("tokens are always counted, see consumed_tokens in metrics.jsonl", (False, True)),

@@ -15,6 +15,7 @@ from paddle_llm.config.local_files.instruction_data import (
 )
 from paddle_llm.config.rules.decoding import beams_with_sampling, generation_problems
 from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, fine_tuning
+from paddle_llm.config.rules.schedule import flags_without_evaluation
 from paddle_llm.core.errors import UserError
 
 
@@ -105,9 +106,10 @@ def _splits(run: Run, parts: list[str]) -> Findings:
     for flag, split in (("do_eval", "dev"), ("do_predict", "test")):
         requested = getattr(config, flag) or (flag == "do_eval" and config.evaluation_strategy in ("steps", "epoch"))
         if requested and not any(has_split(part, split) for part in parts):
+            without = f"use {flags_without_evaluation(config)}" if flag == "do_eval" else f"drop --{flag}"
             yield Problem(
                 f"--{flag} needs {split}.json, which does not exist in {', '.join(parts)}.{did_you_mean(parts[0], split)} Put it beside "
-                f"train.json and give the folder, or drop --{flag}."
+                f"train.json and give the folder, or {without}."
             )
 
 

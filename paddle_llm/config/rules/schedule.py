@@ -50,6 +50,18 @@ def warmup(run: Run) -> Findings:
     yield from map(Problem, warmup_problems(config, config.max_steps if config.max_steps > 0 else None))
 
 
+def flags_without_evaluation(config: RunConfig) -> str:
+    """Return all flags that a run which evaluates needs so that it no longer does, such as `--do_eval 0`."""
+    flags = ["--do_eval 0"] if config.do_eval else []
+    if config.evaluation_strategy in ("steps", "epoch"):
+        flags.append("--evaluation_strategy no")
+    if config.load_best_model_at_end:
+        flags.append("--load_best_model_at_end 0")
+    if config.early_stopping_patience is not None:
+        flags.append("--early_stopping_patience null")
+    return " ".join(flags)
+
+
 def evaluation_strategy(run: Run) -> Findings:
     """`evaluation_strategy` and `do_eval` agree."""
     config = run.config
@@ -88,7 +100,7 @@ def best_model(run: Run) -> Findings:
         return
     yield from _metric(config)
     evaluates = config.evaluation_strategy or ("steps" if config.do_eval else "no")
-    if evaluates == "no":
+    if evaluates == "no" or ("do_eval" in run.requested and not config.do_eval):
         yield Problem("load_best_model_at_end without an evaluation. Add --do_eval.")
     elif evaluates != config.save_strategy:
         yield Problem(

@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import xxhash
 
 from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.cache_key import data_key
+from paddle_llm.data.corpus.content_digest import DIGESTS, file_digest, record, write_records
 from paddle_llm.data.corpus.encode import Encoded, open_encoder
 from paddle_llm.data.corpus.mmap_format import SizesFile, token_dtype, write_index
 from paddle_llm.data.corpus.sources import ReadOptions, Source, find_sources, read_blocks
 from paddle_llm.data.corpus.workers import encode_blocks
 from paddle_llm.data.tokenizer import fingerprint
 
-_SUFFIXES = (".bin", ".idx", ".meta.json")
+_SUFFIXES = (".bin", ".idx", ".meta.json", DIGESTS)
 _BUILDING = ".building"
 _MAX_NAMED_PROBLEMS = 5
 
@@ -77,7 +79,7 @@ def build_corpus(
     overwrite: bool = False,
     progress: Callable[[list[Source]], AbstractContextManager[Callable[[int], None]]] | None = None,
 ) -> BuildReport:
-    """Tokenize files into PREFIX.bin, PREFIX.idx and PREFIX.meta.json; every document ends with EOS.
+    """Tokenize files into PREFIX.bin, PREFIX.idx, PREFIX.meta.json and PREFIX.digests.json; every document ends with EOS.
 
     Documents keep the order of the input. Documents without a token are skipped and counted.
 
@@ -144,7 +146,7 @@ class _Output:
 
     def __init__(self, prefix: str, overwrite: bool) -> None:
         self._prefix, self._overwrite = prefix, overwrite
-        self._hash = hashlib.sha256()
+        self._hash, self._digest = hashlib.sha256(), xxhash.xxh3_128()
         self._finished = False
         self._new_folders: list[Path] = []
 
@@ -181,6 +183,7 @@ class _Output:
         """Write the documents of one block."""
         raw = encoded.ids.tobytes()
         self._hash.update(raw)
+        self._digest.update(raw)
         self._write(lambda: self._data.write(raw))
         self._write(lambda: self._sizes.append(encoded.sizes))
 
@@ -201,10 +204,13 @@ class _Output:
             "data_sha256": self._hash.hexdigest(),
         }
         Path(self._prefix + ".meta.json" + _BUILDING).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        data, index = (Path(self._prefix + suffix + _BUILDING) for suffix in (".bin", ".idx"))
+        records = {".bin": record(data, self._digest.hexdigest()), ".idx": record(index, file_digest(index))}
+        write_records(Path(self._prefix + DIGESTS + _BUILDING), records)
         Path(self._prefix + ".sizes" + _BUILDING).unlink()
         # A corpus exists once its index does: remove an old index before its tokens, and rename the new one last.
         Path(self._prefix + ".idx").unlink(missing_ok=True)
-        for suffix in (".meta.json", ".bin", ".idx"):
+        for suffix in (".meta.json", DIGESTS, ".bin", ".idx"):
             os.replace(self._prefix + suffix + _BUILDING, self._prefix + suffix)
         self._finished = True
 

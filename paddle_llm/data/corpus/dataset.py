@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,9 +22,11 @@ from paddle_llm.data.corpus.cache_key import data_key
 from paddle_llm.data.corpus.checks import check_corpus, verify_index
 from paddle_llm.data.corpus.indexed import open_corpus
 from paddle_llm.data.corpus.order import Origin, SampleOrder
+from paddle_llm.data.identity import DataIdentity
 from paddle_llm.data.tokenizer import find_fingerprint
 
 SPLIT_NAMES = ("train", "valid", "test")
+T = TypeVar("T")
 Transform = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
@@ -44,6 +47,7 @@ class PretrainDataset:
         self, orders: list[SampleOrder], weights: list[float], length: int, transform: Transform | None = None
     ) -> None:
         self._orders, self._blend, self._length, self._transform = orders, Blend(weights), length, transform
+        self._contents: list[tuple[str, str]] | None = None
         self.samples_per_epoch = sum(order.samples_per_epoch for order in orders)
 
     def __len__(self) -> int:
@@ -65,8 +69,27 @@ class PretrainDataset:
         order, position = self._locate(index)
         return order.origin(position)
 
+    def contents(self) -> list[tuple[str, str]]:
+        """Return the digests of the tokens and the index of each corpus. One rank calls this: it may read the files."""
+        return [order.content_digests() for order in self._orders]
+
+    def set_contents(self, contents: list[tuple[str, str]]) -> None:
+        """Set what `contents` returned on one rank."""
+        self._contents = contents
+
+    def identity(self) -> DataIdentity:
+        """Return digests of the corpora's whole content, their splits, weights and order."""
+        contents = self.contents() if self._contents is None else self._contents
+        corpora = [
+            {"tokens": tokens, "index": index, "documents": [order.first, order.stop], "share": float(share)}
+            for (tokens, index), order, share in zip(contents, self._orders, self._blend.shares, strict=True)
+        ]
+        first = self._orders[0]
+        parts = {"corpora": corpora, "tokens per sample": first.seq_length, "seed of the order": first.seed}
+        return DataIdentity(parts, lambda number: self._orders[number].corpus.prefix)
+
     def digest(self) -> str:
-        """Return a hash of the corpora's content, their splits and weights; only blocks of each file are read."""
+        """Return a hash of blocks of each file, splits and weights, as checkpoints without an identity of all data have it."""
         found = hashlib.sha256(repr(list(self._blend.shares)).encode())
         for order in self._orders:
             paths = (order.corpus.data_path, order.corpus.index_path)
@@ -135,7 +158,9 @@ def build_pretrain_datasets(
         one_epoch = sum(order.samples_per_epoch for order in orders)
         length = samples if name == "train" else min(samples, one_epoch)
         datasets.append(PretrainDataset(orders, weights, length, transform))
-    _on_first_rank(lambda: _check_and_build(config, splits[0], datasets, vocab_size, eos_id))
+    contents = _on_first_rank(lambda: _check_and_build(config, splits[0], datasets, vocab_size, eos_id))
+    if datasets[0] is not None:
+        datasets[0].set_contents(contents)
     return Splits(*datasets)
 
 
@@ -211,7 +236,8 @@ def _check_and_build(
     datasets: list[PretrainDataset | None],
     vocab_size: int,
     eos_id: int | None,
-) -> None:
+) -> list[tuple[str, str]]:
+    """Check the corpora, build large orders, and return the digests of the content of the training data."""
     tokenizer = config.tokenizer_name_or_path or config.model_name_or_path
     fingerprint = find_fingerprint(tokenizer)
     if fingerprint is None and any("tokenizer_fingerprint" in order.corpus.meta for _, order in weighted_orders):
@@ -228,13 +254,13 @@ def _check_and_build(
         if dataset is not None:
             dataset.prepare()
             say(f"data: {name}: {len(dataset)} samples, {dataset.samples_per_epoch} per epoch")
+    return [] if datasets[0] is None else datasets[0].contents()
 
 
-def _on_first_rank(build: Callable[[], None]) -> None:
+def _on_first_rank(build: Callable[[], T]) -> T:
     """Run `build` on the first rank while the others wait. One process needs neither a process group nor Paddle."""
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
         from paddle_llm.parallel.process.first_rank import on_first_rank
 
-        on_first_rank(build)
-    else:
-        build()
+        return on_first_rank(build)
+    return build()

@@ -17,6 +17,7 @@ import numpy as np
 
 from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.data.corpus.cache_key import CACHE_HINT
+from paddle_llm.data.corpus.content_digest import file_digest, records_of
 from paddle_llm.data.corpus.indexed import Corpus
 
 # Smaller orders are computed faster than they are read from disk; larger ones are cached.
@@ -120,6 +121,12 @@ class SampleOrder:
         self.cache_dir = cache_dir
         self._key = ""
         self._epochs: dict[int, EpochOrder] = {}
+
+    def content_digests(self) -> tuple[str, str]:
+        """Return the digests of the whole files of tokens and index; see `content_digest`."""
+        files, records = (self.corpus.data_path, self.corpus.index_path), records_of(self.corpus.prefix)
+        tokens, index = (file_digest(file, records.get(file.suffix), self.cache_dir) for file in files)
+        return tokens, index
 
     def prepare(self, n_epochs: int) -> None:
         """Write the orders of the first n_epochs to disk; small orders are not cached."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import overload
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.blend import Blend, parse_weighted_paths
+from paddle_llm.data.identity import DataIdentity, digest_of
 from paddle_llm.data.instructions.conversation import Conversation
 from paddle_llm.data.instructions.data_files import find_files
 from paddle_llm.data.instructions.files import load_conversations
@@ -154,8 +156,12 @@ class InstructionDataset:
         except PromptTooLong as error:
             raise UserError(f"{found.where}: {error}. Increase --src_length.") from error
 
+    def identity(self) -> DataIdentity | None:
+        """Return the identity of all samples; None if they are encoded at each access."""
+        return self._samples.identity() if isinstance(self._samples, EncodedSamples) else None
+
     def digest(self) -> str | None:
-        """Return a digest of the content of all samples; None if they are encoded at each access."""
+        """Return the digest of the samples, as checkpoints without an identity of all data have it; None as in `identity`."""
         return self._samples.digest() if isinstance(self._samples, EncodedSamples) else None
 
     def sample_ids(self, index: int) -> str:
@@ -205,8 +211,15 @@ class PackedDataset:
             row["position_ids"] = np.concatenate([np.arange(length) for length in lengths])
         return {**row, "segment_lengths": lengths}
 
+    def identity(self) -> DataIdentity:
+        """Return the identity of all samples and of their distribution over rows."""
+        found = self._samples.identity()
+        lengths = np.array([len(row) for row in self.packing.rows], np.int64)
+        rows = digest_of(lengths, np.concatenate([np.asarray(row, np.int64) for row in self.packing.rows]))
+        return replace(found, parts={**found.parts, "packed rows": rows})
+
     def digest(self) -> str:
-        """Return a digest of all samples and of their distribution over rows."""
+        """Return a digest of samples and rows, as checkpoints without an identity of all data have it."""
         rows = hashlib.sha256(self._samples.digest().encode())
         for row in self.packing.rows:
             rows.update(np.asarray(row, np.int64).tobytes() + b"|")

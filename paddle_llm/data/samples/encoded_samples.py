@@ -15,6 +15,7 @@ from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.notes import describe
 from paddle_llm.data.chat.renderer import RowRejected
+from paddle_llm.data.identity import DataIdentity, block_size, digest_of
 from paddle_llm.data.instructions.conversation import Conversation
 from paddle_llm.data.samples.encode import EncodedSample, InstructionEncoder, PromptTooLong
 from paddle_llm.data.tokenizers.plain_text import NotText
@@ -116,8 +117,27 @@ class EncodedSamples:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def identity(self) -> DataIdentity:
+        """Return digests of every token, label and length, of all samples and of blocks of them."""
+        size = block_size(len(self))
+        parts = {
+            "samples": len(self),
+            "token ids": digest_of(self.lengths, self._ids, self._prefixes),
+            "labels": digest_of(self._labels),
+            "blocks": [self._digest_of_block(first, first + size) for first in range(0, len(self), size)],
+            "packed rows": None,
+        }
+        return DataIdentity(parts, self.origins.__getitem__)
+
+    def _digest_of_block(self, first: int, stop: int) -> str:
+        """Return 16 digits of a digest of the samples [first, stop)."""
+        begin, end = self._ends[first] - self.lengths[first], self._ends[min(stop, len(self)) - 1]
+        samples, tokens = slice(first, stop), slice(int(begin), int(end))
+        found = digest_of(self.lengths[samples], self._ids[tokens], self._labels[tokens], self._prefixes[samples])
+        return found[:16]
+
     def digest(self) -> str:
-        """Return a digest of every token, label and length."""
+        """Return a digest of every token, label and length, as checkpoints without an identity of all data have it."""
         found = hashlib.sha256()
         for array in (self.lengths, self._ids, self._labels, self._prefixes):
             found.update(np.ascontiguousarray(array).data)

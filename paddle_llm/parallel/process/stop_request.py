@@ -119,6 +119,11 @@ def defer_stop(deferred: bool) -> None:
         _current.deferred = deferred
 
 
+def is_stop_deferred() -> bool:
+    """Return whether a signal is only recorded, because steps are computed; the same on all ranks."""
+    return _current is not None and _current.deferred
+
+
 def is_stop_requested() -> bool:
     """Return whether this process has received a signal."""
     return _current is not None and _current.received is not None

@@ -7,7 +7,7 @@ distinguishes them.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import paddle
@@ -39,6 +39,10 @@ class Samples(Protocol):
 
     def __getitem__(self, index: int, /) -> dict[str, np.ndarray]: ...
 
+    def identity(self) -> Any:
+        """Return the `DataIdentity` of the samples; None if it is not known."""
+        ...
+
     def digest(self) -> str | None:
         """Return a digest of the samples' content; None if it is not known."""
         ...
@@ -64,6 +68,10 @@ class PromptedDataset:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return with_prompt(self._samples[index], self._method)
+
+    def identity(self) -> Any:
+        """Return the `DataIdentity` without the prompt, which is compared with the method."""
+        return self._samples.identity()
 
     def digest(self) -> str | None:
         """Return the digest of the dataset without the prompt."""

@@ -30,6 +30,7 @@ from paddle_llm.generation.texts import Generator
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.parallel.process.first_rank import on_first_rank
+from paddle_llm.training.evaluation.interruption import stop_if_requested
 
 if TYPE_CHECKING:
     from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
@@ -76,10 +77,15 @@ class GenerationEvaluation:
         Returns:
             "<prefix>_bleu", "<prefix>_rouge1" and others (see `scores.score`), and "<prefix>_generated", the number of
             answers.
+
+        Raises:
+            EvaluationStopped: If a rank was asked to stop.
         """
         started, mesh = time.perf_counter(), current_mesh(self._layout)
         mine = range(mesh.data_rank, len(conversations), self._layout.data_world_size)
-        rows = self._generate(trainer, {number: conversations[number] for number in mine})
+        most = -(-len(conversations) // self._layout.data_world_size)  # of one rank
+        batches = -(-most // self._config.generation_batch_size)
+        rows = self._generate(trainer, {number: conversations[number] for number in mine}, batches)
         rows = _of_all_ranks(rows if mesh.tensor.rank == 0 else {})
 
         def finish() -> dict[str, float]:
@@ -92,8 +98,22 @@ class GenerationEvaluation:
         found = on_first_rank(finish)
         return {f"{prefix}_{name}": value for name, value in {**found, "generated": len(conversations)}.items()}
 
-    def _generate(self, trainer: PretrainTrainer, conversations: dict[int, Conversation]) -> dict[int, Row]:
-        """Generate answers and return the rows of the file, by the numbers of the conversations."""
+    def _generate(
+        self, trainer: PretrainTrainer, conversations: dict[int, Conversation], batches: int
+    ) -> dict[int, Row]:
+        """Generate answers and return the rows of the file, by the numbers of the conversations.
+
+        Args:
+            trainer: Trainer with the network.
+            conversations: Conversations of this rank by their numbers.
+            batches: Largest number of batches of a rank. All ranks agree as often whether to stop.
+        """
+        remaining = iter(range(batches))
+
+        def between_batches(done: int) -> None:
+            if next(remaining, None) is not None:
+                stop_if_requested(trainer)
+
         prompts = {number: self._prompt(conversation) for number, conversation in conversations.items()}
         valid = {number: prompt for number, prompt in prompts.items() if prompt is not None}
         config = self._config
@@ -101,7 +121,9 @@ class GenerationEvaluation:
         options = DecodeOptions(self._family.name, stop_ids, strategy_of(config), current_mesh(self._layout).tensor)
         generator = Generator(trainer.model, self._codec, options, max_new_tokens(config))
         with generating(trainer.model), trainer.autocast_smart_context_manager():
-            answers = generator(list(valid.values()), list(valid), config.generation_batch_size)
+            answers = generator(list(valid.values()), list(valid), config.generation_batch_size, between_batches)
+            for _ in remaining:  # batches of other ranks
+                stop_if_requested(trainer)
         generated = dict(zip(valid, answers, strict=True))
         return {
             number: {

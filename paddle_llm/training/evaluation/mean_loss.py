@@ -12,6 +12,7 @@ import paddle.distributed as dist
 
 from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT
 from paddle_llm.models.loss import CausalLMLoss
+from paddle_llm.training.evaluation.interruption import stop_if_requested
 from paddle_llm.training.step.loss_normalization import find_criterion
 
 if TYPE_CHECKING:
@@ -24,19 +25,26 @@ def mean_loss(trainer: PretrainTrainer, model: paddle.nn.Layer, dataloader: Iter
     Args:
         trainer: Trainer whose prediction step and callbacks are used.
         model: Network as the prediction step expects it: inside fleet's wrapper in a pipeline, without it elsewhere.
-        dataloader: Batches of this rank, made by `CountedBatches`.
+        dataloader: Batches of this rank, made by `CountedBatches`; all ranks have the same number.
+
+    Raises:
+        EvaluationStopped: If a rank was asked to stop.
     """
     model.eval()
     loss_times_tokens, tokens = 0.0, 0
     criterion = find_criterion(model)
-    with nullcontext() if criterion is None else criterion.without_smoothing():
-        for inputs in dataloader:
-            del inputs[TOKEN_COUNT]
-            count = inputs.pop(LABEL_COUNT)
-            loss_times_tokens += _loss_sum(trainer, model, criterion, inputs, count)
-            tokens += count
-            trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
-    model.train()
+    try:
+        with nullcontext() if criterion is None else criterion.without_smoothing():
+            for inputs in dataloader:
+                stop_if_requested(trainer)
+                del inputs[TOKEN_COUNT]
+                count = inputs.pop(LABEL_COUNT)
+                loss_times_tokens += _loss_sum(trainer, model, criterion, inputs, count)
+                tokens += count
+                handler = trainer.callback_handler
+                trainer.control = handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
+    finally:
+        model.train()
     if dist.get_world_size() > 1:
         sums = paddle.to_tensor([loss_times_tokens, float(tokens)], dtype="float64")
         dist.all_reduce(sums)

@@ -38,6 +38,16 @@ def launcher_addresses(master: str, patience: float = _PATIENCE_SECONDS) -> tupl
     return f"{address}:{port}", address_towards(address)
 
 
+def is_own_address(address: str, own: str) -> bool:
+    """Return whether an address is one of this machine.
+
+    Args:
+        address: Address of the master.
+        own: This machine's address on the route to it.
+    """
+    return address == own or address.startswith("127.")
+
+
 def _resolve(host: str, patience: float) -> str:
     deadline, reported = time.monotonic() + patience, False
     while True:

@@ -24,6 +24,7 @@ class LaunchOptions:
         nproc_per_node: Processes on this machine; None: one per card in `gpus`, else one.
         gpus: Cards of this machine, like "0,1"; None: the first `nproc_per_node` visible ones.
         nnodes: Number of machines.
+        min_nodes: Smallest number of machines with which a restart continues; None: all.
         master: HOST:PORT of the first machine; needed for more than one machine.
         node_rank: Number of this machine, from 0; None: the first machine is 0, the others as they arrive.
         max_restarts: Number of times that a failed job is started again, from its newest checkpoint.
@@ -33,6 +34,7 @@ class LaunchOptions:
     nproc_per_node: int | None = None
     gpus: str | None = None
     nnodes: int = 1
+    min_nodes: int | None = None
     master: str | None = None
     node_rank: int | None = None
     max_restarts: int = 0
@@ -77,9 +79,11 @@ class LaunchOptions:
             raise UserError(
                 f"--nnodes {self.nnodes} needs --master HOST:PORT: the first machine, and a port that is free there."
             )
-        for name, value in (("master", self.master), ("node_rank", self.node_rank)):
+        for name, value in (("master", self.master), ("node_rank", self.node_rank), ("min_nodes", self.min_nodes)):
             if self.nnodes == 1 and value is not None:
                 raise UserError(f"--{name} {value} is for jobs on several machines. Add --nnodes N, or drop --{name}.")
+        if self.min_nodes is not None and self.max_restarts == 0:
+            raise UserError(f"--min_nodes {self.min_nodes} is for restarts. Add --max_restarts N, or drop --min_nodes.")
         if self.node_rank is not None and self.node_rank >= self.nnodes:
             raise UserError(f"--node_rank {self.node_rank}: the last machine of {self.nnodes} is {self.nnodes - 1}.")
 
@@ -92,7 +96,9 @@ class LaunchOptions:
         return Path(self.log_dir) / name
 
 
-def launch_command(options: LaunchOptions, entry: Entry, device: str, words: list[str]) -> list[str]:
+def launch_command(
+    options: LaunchOptions, entry: Entry, device: str, words: list[str], nodes: tuple[int, int | None] | None = None
+) -> list[str]:
     """Return the command line of `paddle.distributed.launch`.
 
     Args:
@@ -100,6 +106,7 @@ def launch_command(options: LaunchOptions, entry: Entry, device: str, words: lis
         entry: Kind of the job.
         device: "cpu" or "gpu".
         words: CONFIG.json and flags of the job.
+        nodes: Number of machines and number of this one (None: in order of arrival), if they are not those of the options.
 
     Raises:
         UserError: If not enough cards are visible, cards are given for a job on the CPU, or a machine has no address.
@@ -114,12 +121,26 @@ def launch_command(options: LaunchOptions, entry: Entry, device: str, words: lis
         command += ["--gpus", ",".join(choose_cards(options, os.environ, count_cards()))]
     else:
         command += ["--nproc_per_node", str(options.processes)]
+    number, rank = nodes or (options.nnodes, options.node_rank)
     if options.nnodes > 1:
-        master, own = launcher_addresses(str(options.master))
-        command += ["--nnodes", str(options.nnodes), "--master", master, "--host", own]
-        if options.node_rank is not None:
-            command += ["--rank", str(options.node_rank)]
+        command += node_options(*launcher_addresses(str(options.master)), number, rank)
     return [*command, "--log_dir", str(options.log_folder), str(_ENTRIES / f"{entry}.py"), *words]
+
+
+def node_options(master: str, own: str, nodes: int, rank: int | None) -> list[str]:
+    """Return the launcher's options about machines.
+
+    Args:
+        master: IP:PORT of the master.
+        own: Address of this machine.
+        nodes: Number of machines.
+        rank: Number of this machine; None: in order of arrival.
+    """
+    options = ["--nnodes", str(nodes), "--host", own]
+    if nodes > 1:
+        options += ["--master", master]
+        options += ["--rank", str(rank)] if rank is not None else []
+    return options
 
 
 def launch_environment(options: LaunchOptions, device: str) -> dict[str, str]:

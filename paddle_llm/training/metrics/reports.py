@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,22 @@ class MetricsFile(TrainerCallback):
 
     Args:
         path: Path of metrics.jsonl.
+        repeats_evaluation: Function that returns whether the training, when it begins, repeats the evaluation of the
+            checkpoint's step, which a stop has interrupted.
     """
 
     priority = REPORT_PRIORITY
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, repeats_evaluation: Callable[[], bool] = lambda: False):
+        self._path, self._repeats_evaluation = path, repeats_evaluation
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remove the rows that the run will write again."""
         rows = [row for row in read_rows(self._path) if _is_kept(row, state.global_step)]
+        if self._repeats_evaluation():
+            rows = [row for row in rows if not ("eval_loss" in row and row["step"] == state.global_step)]
         kept = self._path.with_suffix(".jsonl.kept")
         kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(kept, self._path)

@@ -1,7 +1,8 @@
 """Loss spikes: steps whose loss is far above the losses before them.
 
-The criterion is that of OLMo-core's stability monitor: a loss above the mean of the last 128 losses by more than 6
-standard deviations.
+The criterion is that of OLMo-core (`SkipStepOptimizer`): a loss above the mean of the last 128 losses by more than 6
+standard deviations. After equal losses every larger loss is a spike. Losses are float32 numbers, so the standard
+deviation is at least one float32 step at the mean: a difference by rounding is not a spike.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 WINDOW = 128
 THRESHOLD = 6.0
 _FEWEST = 64  # losses below which the standard deviation is not used
+_FLOAT32_STEP = 2.0**-23  # between 1 and the next float32
+_FLOAT32_SMALLEST = 2.0**-126
 
 
 @dataclass
@@ -35,7 +38,7 @@ class SpikeMonitor:
             return 0.0
         mean = math.fsum(self.losses) / number
         deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in self.losses) / number)
-        return (loss - mean) / deviation if deviation > 0 else 0.0
+        return (loss - mean) / max(deviation, abs(mean) * _FLOAT32_STEP, _FLOAT32_SMALLEST)
 
     def is_spike(self, loss: float) -> bool:
         """Return whether a loss is a spike, before `add`."""

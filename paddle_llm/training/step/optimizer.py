@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import paddle
 
-from paddle_llm.config.steps import warmup_of
+from paddle_llm.config.steps import learning_rate_factor, warmup_of
 from paddle_llm.training.metrics.grad_norm import RecordingClip
 from paddle_llm.training.options import TrainerOptions
-from paddle_llm.training.step.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def build_schedule(args: TrainingArguments, options: TrainerOptions, steps: int) -> paddle.optimizer.lr.LRScheduler:
-    """Return the learning-rate schedule of `training/step/schedule.py`.
+    """Return the learning-rate schedule of `config/steps.py`.
 
     Args:
         args: Arguments of the training.
@@ -36,6 +35,25 @@ def build_schedule(args: TrainingArguments, options: TrainerOptions, steps: int)
         "power": args.power,
     }
     return paddle.optimizer.lr.LambdaDecay(peak, lambda step: learning_rate_factor(step, **settings))
+
+
+def restore_schedule(scheduler: paddle.optimizer.lr.LRScheduler, state: dict[str, Any]) -> None:
+    """Continue a schedule at the step of a checkpoint.
+
+    The state contains the learning rate of the next step. If the schedule has changed since, it is that of the old one.
+
+    Args:
+        scheduler: Schedule of this training.
+        state: State of the schedule in the checkpoint.
+    """
+    scheduler.set_state_dict(state)
+    apply_schedule(scheduler)
+
+
+def apply_schedule(scheduler: paddle.optimizer.lr.LRScheduler) -> None:
+    """Compute the learning rate of the next step with the schedule of this training, after a state was loaded."""
+    if isinstance(scheduler, paddle.optimizer.lr.LambdaDecay):
+        scheduler.last_lr = scheduler.get_lr()
 
 
 def correct_optimizer(optimizer: paddle.optimizer.Optimizer, model: LanguageModel, max_grad_norm: float) -> None:

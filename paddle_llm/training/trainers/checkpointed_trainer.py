@@ -17,6 +17,7 @@ import paddle.distributed as dist
 from paddlenlp.trainer import Trainer, TrainerCallback
 
 from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.checkpoint.identity import RunIdentity, check_identity, has_old_data
 from paddle_llm.checkpoint.output_lock import hold_output_folder, release_output_folder
 from paddle_llm.checkpoint.training_state.collect import TensorState
 from paddle_llm.checkpoint.training_state.optimizer_state import OptimizerState
@@ -25,14 +26,16 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.chat_templates import TrainingTemplate
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, was_interrupted
+from paddle_llm.data.identity import DataIdentity
 from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.parallel.process.first_rank import on_first_rank
 from paddle_llm.parallel.zero.stage3 import ShardedWeights
 from paddle_llm.training.callbacks import Stateful, priority_of
 from paddle_llm.training.epochs import Position, set_position
 from paddle_llm.training.metrics.meter import Meter
+from paddle_llm.training.step.optimizer import apply_schedule
 from paddle_llm.training.trainers import old_checkpoints
-from paddle_llm.training.trainers.identity import describe_network, describe_samples
+from paddle_llm.training.trainers.identity import describe_data, describe_network, describe_old_data
 from paddle_llm.training.trainers.restoring import restore_random, restore_training, restore_weights
 from paddle_llm.training.trainers.saving import Saver
 from paddle_llm.training.trainers.start import Start
@@ -53,16 +56,20 @@ class CheckpointedTrainer(Trainer):
         settings: Record of the training's settings for its checkpoints; None if they are not recorded.
         generation_settings: Content of generation_config.json in every checkpoint.
         chat_template: Chat template of the training; None without one.
+        tokenizer_fingerprint: Fingerprint of the tokenizer of the data; None if it is not known.
         sharded_weights: Sharded weights of stage 3; None in other stages.
         saves_trained_only: Whether checkpoints omit frozen weights.
         continue_without_save: Whether the training continues if a checkpoint cannot be written.
         saves_in_background: Whether another process writes checkpoints while the training goes on.
         saver: Writer of checkpoints.
+        due_evaluation: Evaluation after the last step that a stop has interrupted: whether it selects the best checkpoint
+            (`selects_best`); None without one.
 
     Args:
         *args: Arguments of PaddleNLP's Trainer.
         generation_settings: See above; by default empty.
         chat_template: See above.
+        tokenizer_fingerprint: See above.
         **kwargs: Arguments of PaddleNLP's Trainer.
     """
 
@@ -81,9 +88,10 @@ class CheckpointedTrainer(Trainer):
     saves_trained_only = False
     continue_without_save = False
     saves_in_background = False
+    due_evaluation: dict[str, bool] | None = None
     _start: Start | None = None
     _checked: Path | None = None
-    _data_digest: str | None = None
+    _data_identity: DataIdentity | None = None
     _load_seconds = 0.0
 
     def __init__(
@@ -91,10 +99,11 @@ class CheckpointedTrainer(Trainer):
         *args: Any,
         generation_settings: dict[str, Any] | None = None,
         chat_template: TrainingTemplate | None = None,
+        tokenizer_fingerprint: str | None = None,
         **kwargs: Any,
     ):
         self.generation_settings = generation_settings or {}
-        self.chat_template = chat_template
+        self.chat_template, self.tokenizer_fingerprint = chat_template, tokenizer_fingerprint
         self.saver = Saver(self)
         super().__init__(*args, **kwargs)
 
@@ -119,6 +128,11 @@ class CheckpointedTrainer(Trainer):
         """Callbacks whose values per weight are part of a checkpoint."""
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, TensorState)]
 
+    @property
+    def start(self) -> Path | None:
+        """Checkpoint from which this training resumes; None if it starts at the first step."""
+        return None if self._start is None else self._start.folder
+
     # --- resuming ----------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | Path | None = None, ignore_keys_for_eval: Any = None) -> TrainOutput:
@@ -133,6 +147,7 @@ class CheckpointedTrainer(Trainer):
                 is of version 0.2 or earlier.
         """
         set_position(self.args, Position())
+        self.due_evaluation = None
         if resume_from_checkpoint is not None:
             self._open_start(Path(resume_from_checkpoint))
             resume_from_checkpoint = str(resume_from_checkpoint)
@@ -161,6 +176,7 @@ class CheckpointedTrainer(Trainer):
                 say(line)
             self.check_resume(folder)
         self._start = Start.of(folder)
+        self.due_evaluation = self._start.state.get("interrupted_evaluation")
         set_position(self.args, self._start.position)
         if self._start.is_old:
             old_checkpoints.restore_callbacks(folder, self.stateful_callbacks, self.args.process_index)
@@ -175,7 +191,9 @@ class CheckpointedTrainer(Trainer):
         Raises:
             UserError: If the network or the data differ.
         """
-        checkpoints.check_identity(start, self._identity(old=checkpoints.is_old(start)), changed)
+        old_data = describe_old_data(self.train_dataset) if has_old_data(start) else {}
+        for line in check_identity(start, self._identity(checkpoints.is_old(start), old_data), changed):
+            say(line)
         self._checked = start
 
     def restore_meter(self) -> None:
@@ -187,20 +205,16 @@ class CheckpointedTrainer(Trainer):
             holds = None if same else mesh.data_rank == 0
             self.meter.restore(self._start.meter(), self.state.global_step, holds_all=holds)
 
-    def _identity(self, old: bool = False) -> dict[str, Any]:
+    def _identity(self, old: bool = False, old_data: dict[str, Any] | None = None) -> RunIdentity:
         """Return the properties that a resumed run and its checkpoint must share.
 
         Args:
             old: Whether they are compared with a checkpoint of version 0.2 or earlier.
-
-        Returns:
-            The network's shape, digests of the first samples in their order, and a digest of the whole data (`rows`;
-            None if the data set has no digest).
+            old_data: Digests of the data that a checkpoint without an identity of all data has.
         """
-        if self._data_digest is None and hasattr(self.train_dataset, "digest"):
-            self._data_digest = self.train_dataset.digest()
-        network = describe_network(self.model, padded=old)
-        return {"model": network, **describe_samples(self.train_dataset), "rows": self._data_digest}
+        if self._data_identity is None:  # it may read the whole data
+            self._data_identity = describe_data(self.train_dataset, self.tokenizer_fingerprint)
+        return RunIdentity(describe_network(self.model, padded=old), self._data_identity, old_data or {})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
         """Load the weights of an old checkpoint, which fleet then broadcasts. Others are read after fleet has."""
@@ -216,6 +230,7 @@ class CheckpointedTrainer(Trainer):
         with self._loading():
             if self._start.is_old:
                 old_checkpoints.load_optimizer(self, self._start.folder)
+                apply_schedule(self.lr_scheduler)
             else:
                 restore_training(self, self._start)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddlenlp.trainer import EarlyStoppingCallback, TrainingArguments
 
+from paddle_llm.checkpoint.identity import RunIdentity
 from paddle_llm.data.counted_batches import (
     LABELLED_POSITIONS,
     POSITION_LABELS,
@@ -81,6 +82,7 @@ class FinetuneTrainer(PretrainTrainer):
         adalora.add_budget_callback(self)
         if patience is not None:
             self.add_callback(Patience(patience))
+            self.completes_evaluations = True  # its result decides whether there is a next step
 
     def counted_batches(self, collate: Callable[[list[Any]], dict[str, Any]]) -> CountedBatches:
         """Return a collator whose batches carry their numbers of labels and tokens, and the labelled positions."""
@@ -128,7 +130,7 @@ class FinetuneTrainer(PretrainTrainer):
                 warnings.filterwarnings("ignore", message="Skip loading for")
             super()._set_state_dict_in_model(state_dict)
 
-    def _identity(self, old: bool = False) -> dict[str, Any]:
+    def _identity(self, old: bool = False, old_data: dict[str, Any] | None = None) -> RunIdentity:
         attachment = active_attachment(self.model)
         method = None
         if attachment is not None:  # tuples become lists, as in JSON
@@ -136,7 +138,7 @@ class FinetuneTrainer(PretrainTrainer):
         base = self._base
         if old and self.saves_trained_only:
             base = on_first_rank(lambda: old_digest_of_frozen(self.model))
-        return {**super()._identity(old), "method": method, "base": base}
+        return replace(super()._identity(old, old_data), further={"method": method, "base": base})
 
 
 class Patience(EarlyStoppingCallback):

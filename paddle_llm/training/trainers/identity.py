@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from paddle_llm.checkpoint.training_state.local_weights import local_weights
 from paddle_llm.checkpoint.training_state.writers import gather_objects
 from paddle_llm.config.layout import Layout
+from paddle_llm.data.identity import FIRST_SAMPLES, DataIdentity, digest_of
 from paddle_llm.models.weights.vocabulary import real_vocab_size
 from paddle_llm.parallel.mesh import current_mesh
 
@@ -57,13 +59,34 @@ def describe_network(model: LanguageModel, *, padded: bool = False) -> dict[str,
     return found
 
 
-def describe_samples(dataset: paddle.io.Dataset) -> dict[str, Any]:
-    """Return digests of the first samples in their order; `data` is that of version 0.1, which hashed them together."""
+def describe_data(dataset: paddle.io.Dataset, tokenizer: str | None) -> DataIdentity:
+    """Return the identity of training data. Of data without one, the first samples are compared.
+
+    Args:
+        dataset: Training data in its global order.
+        tokenizer: Fingerprint of the tokenizer; None if it is not known.
+    """
+    provided = getattr(dataset, "identity", None)
+    found = None if provided is None else provided()
+    if found is None:
+        samples = (dataset[i] for i in range(min(_FIRST_SAMPLES, len(dataset))))
+        first = [digest_of(*(np.asarray(one[key]) for key in sorted(one))) for one in samples]
+        found = DataIdentity({FIRST_SAMPLES: first, "samples per epoch": dataset.samples_per_epoch})
+    return found if tokenizer is None else replace(found, parts={**found.parts, "tokenizer": tokenizer})
+
+
+def describe_old_data(dataset: paddle.io.Dataset) -> dict[str, Any]:
+    """Return the digests of the data that checkpoints without an identity of all data have.
+
+    `samples` has one for each of the first samples in their order, `data` is that of version 0.1, which hashed them
+    together, and `rows` is the data set's own; None if it has none.
+    """
     first = [dataset[i]["input_ids"] for i in range(min(_FIRST_SAMPLES, len(dataset)))]
     contents = [np.ascontiguousarray(ids).tobytes() for ids in first]
     return {
         "data": hashlib.sha256(b"".join(contents)).hexdigest(),
         "samples": [hashlib.sha256(content).hexdigest()[:16] for content in contents],
+        "rows": dataset.digest() if hasattr(dataset, "digest") else None,
     }
 
 

@@ -45,7 +45,7 @@ from paddle_llm.training.step.loss_scaling import unscale_main_gradients
 from paddle_llm.training.step.nan_guard import NanGuard
 from paddle_llm.training.step.optimizer import build_schedule, correct_optimizer
 from paddle_llm.training.trainers.checkpointed_trainer import CheckpointedTrainer
-from paddle_llm.training.trainers.step_flow import StepFlow, finish_step
+from paddle_llm.training.trainers.step_flow import RepeatedEvaluation, StepFlow, finish_step
 
 if TYPE_CHECKING:
     from paddlenlp.trainer.trainer_utils import TrainOutput
@@ -72,6 +72,7 @@ class PretrainTrainer(CheckpointedTrainer):
         grad_norm_reader: Reader of the gradient norm; None before training.
         sharded_gradients: Sharded gradients of stages 2 and 3; None in other stages and before training.
         sharded_weights: Sharded weights of stage 3; None in other stages and before training.
+        completes_evaluations: Whether an evaluation is completed although the training was asked to stop.
 
     Args:
         model: Network or PipelineLayer.
@@ -84,6 +85,8 @@ class PretrainTrainer(CheckpointedTrainer):
     Raises:
         UserError: If the device of `args` is not Paddle's.
     """
+
+    completes_evaluations = False
 
     def __init__(
         self,
@@ -135,10 +138,11 @@ class PretrainTrainer(CheckpointedTrainer):
         assert any(isinstance(c, DefaultFlowCallback) for c in self.callback_handler.callbacks)
         self.add_callback(StepFlow(self))
         if self.args.process_index == 0:
-            self.add_callback(MetricsFile(output / METRICS))
+            self.add_callback(MetricsFile(output / METRICS, lambda: self.due_evaluation is not None))
             if self.options.curves:
                 self.add_callback(CurveWriter(output))
             self.add_callback(ProgressReport(bar=not self.args.disable_tqdm))
+        self.add_callback(RepeatedEvaluation(self))
         self.args.disable_tqdm = True  # turns PaddleNLP's own bars off
 
     def log(self, logs: dict[str, Any], **kwargs: Any) -> None:
@@ -236,7 +240,7 @@ class PretrainTrainer(CheckpointedTrainer):
     # --- optimizer ---------------------------------------------------------------------------------------------
 
     def create_scheduler(self, num_training_steps: int) -> paddle.optimizer.lr.LRScheduler:
-        """Create the learning-rate schedule of `training/step/schedule.py`.
+        """Create the learning-rate schedule of `config/steps.py`.
 
         Args:
             num_training_steps: Optimizer steps of the whole training.
@@ -334,6 +338,9 @@ class PretrainTrainer(CheckpointedTrainer):
         Returns:
             "step", "<prefix>_loss" (mean over all labels and ranks), "<prefix>_ppl" (its exponential), and the metrics
             of `additional_metrics`.
+
+        Raises:
+            EvaluationStopped: If a rank was asked to stop, within a training. Nothing is reported.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         loss = mean_loss(self, self._model_to_evaluate(), self.get_eval_dataloader(PaddedView(dataset)))

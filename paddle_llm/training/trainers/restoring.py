@@ -23,6 +23,7 @@ from paddle_llm.training.random_states import (
     states_of_description,
 )
 from paddle_llm.training.step.loss_scaling import restore_scaler
+from paddle_llm.training.step.optimizer import restore_schedule
 
 if TYPE_CHECKING:
     from paddle_llm.training.trainers.checkpointed_trainer import CheckpointedTrainer
@@ -45,7 +46,7 @@ def restore_training(trainer: CheckpointedTrainer, start: Start) -> None:
         restore.set_optimizer()
         for tensor_callback in trainer.tensor_callbacks:
             restore.restore_callback(tensor_callback)
-    trainer.lr_scheduler.set_state_dict(start.state["scheduler"])
+    restore_schedule(trainer.lr_scheduler, start.state["scheduler"])
     if trainer.do_grad_scaling:
         restore_scaler(trainer.scaler, start.state["scaler"] or {})
     for callback in trainer.stateful_callbacks:

@@ -93,7 +93,7 @@ class Saver:
         filled, problem = self._fill(tensors, content.final) if trainer.saves_in_background else (None, None)
         self.complete()
         save = _Save(content, began, (trainer.state.best_metric, trainer.state.best_model_checkpoint))
-        self._compare_with_best(metrics, content.final)
+        self.compare_with_best(metrics, content.final)
         content = replace(content, keep=trainer.args.save_total_limit, best=trainer.state.best_model_checkpoint)
         try:
             stage(content.staged, content.member, gather_objects, self._write_configuration, problem)
@@ -216,6 +216,7 @@ class Saver:
                 "scaler": scaler_state(trainer.scaler) if trainer.do_grad_scaling else None,
                 "meter": meter,
                 "callbacks": callbacks,
+                "interrupted_evaluation": trainer.due_evaluation,
             },
             "state/job",
         )
@@ -237,7 +238,7 @@ class Saver:
             step,
             dataclasses.asdict(trainer.layout),
             trainer.global_batch,
-            trainer._identity(),
+            trainer._identity().as_json(),
             trainer.settings,
             {"paddle_llm": __version__, "paddle": paddle.__version__},
         )
@@ -257,8 +258,13 @@ class Saver:
             self._background = BackgroundWriter(self._trainer.args.process_index, own_host())
         return self._background
 
-    def _compare_with_best(self, metrics: dict[str, float] | None, final: Path) -> None:
-        """Record this checkpoint as the best one if its evaluation is."""
+    def compare_with_best(self, metrics: dict[str, float] | None, final: Path) -> None:
+        """Record a checkpoint as the best one if its evaluation is.
+
+        Args:
+            metrics: Result of its evaluation; None without one.
+            final: Folder of the checkpoint.
+        """
         args, state = self._trainer.args, self._trainer.state
         name = args.metric_for_best_model
         if metrics is None or name is None:

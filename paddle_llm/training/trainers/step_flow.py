@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import paddle
@@ -11,6 +12,8 @@ from paddlenlp.trainer.trainer_utils import IntervalStrategy
 from paddle_llm.checkpoint.folder import checkpoint_folder
 from paddle_llm.core.console import say
 from paddle_llm.parallel.process.stop_request import AGAIN, agree_on_stop, defer_stop, describe_request, stop
+from paddle_llm.training.callbacks import REPORT_PRIORITY
+from paddle_llm.training.evaluation.interruption import EvaluationStopped
 from paddle_llm.training.metrics.reports import report_first_step
 
 if TYPE_CHECKING:
@@ -62,27 +65,49 @@ class StepFlow(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Clear the flags and wait for a save in the background: the loop's only epoch ends with the last step.
-
-        The loop would look for PaddleNLP's files of the best checkpoint after this.
-        """
+        """Clear the flags and wait for a save in the background: the loop's only epoch ends with the last step."""
         control.should_log = control.should_evaluate = control.should_save = False
         self._trainer.saver.complete()
-        self._trainer.load_best()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop if a signal has arrived since the last step was saved; a later one ends the process at once."""
+        """Stop if a signal has arrived since the last step was saved; a later one ends the process at once.
+
+        Then set the weights of the best checkpoint, whose files PaddleNLP's loop does not find.
+        """
         if agree_on_stop():
             if self._saved_step == state.global_step:
                 _stop(self._trainer)
             say("The training has no further steps and writes its results: the signal has no effect.")
         defer_stop(False)
+        self._trainer.load_best()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remember that the state after this step is saved."""
         self._saved_step = state.global_step
+
+
+class RepeatedEvaluation(TrainerCallback):
+    """Repeats the evaluation that a stop has interrupted, when the training resumes; called after the reports have begun.
+
+    Args:
+        trainer: Trainer that evaluates.
+    """
+
+    priority = REPORT_PRIORITY + 1
+
+    def __init__(self, trainer: PretrainTrainer):
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate the checkpoint if its evaluation is due, and this training evaluates."""
+        due, start = self._trainer.due_evaluation, self._trainer.start
+        if due is not None and start is not None and self._trainer.eval_dataset is not None:
+            _repeat_evaluation(self._trainer, start, due)
+        self._trainer.due_evaluation = None
 
 
 def _is_due(strategy: IntervalStrategy, is_last: bool, epoch_ends: bool) -> bool:
@@ -94,7 +119,8 @@ def finish_step(trainer: PretrainTrainer, model: paddle.nn.Layer) -> None:
 
     If a rank was asked to stop, the state is saved and the training ends. Signals that arrive before the gradients of
     the last micro-batch are complete take effect at the end of that step, later ones at the end of the next; those that
-    arrive during an evaluation or while a checkpoint is written, right afterwards.
+    arrive during an evaluation after its current batch, and those that arrive while a checkpoint is written right
+    afterwards.
 
     Args:
         trainer: Trainer whose step has ended.
@@ -117,7 +143,11 @@ def finish_step(trainer: PretrainTrainer, model: paddle.nn.Layer) -> None:
         trainer.log(spike)
     metrics = None
     if trainer.control.should_evaluate:
-        metrics = trainer.evaluate()
+        try:
+            metrics = trainer.evaluate()
+        except EvaluationStopped:
+            trainer.due_evaluation = {"selects_best": bool(trainer.control.should_save)}
+            say("The evaluation is not completed. The resumed training repeats it.")
         stops = stops or agree_on_stop()
     if trainer.control.should_save or stops:
         trainer._save_checkpoint(model, metrics=metrics)
@@ -147,8 +177,28 @@ def _count_step(trainer: PretrainTrainer) -> dict[str, Any] | None:
     return {"step": step, "spike_loss": scalars.mean_loss, "spike_deviations": deviations}
 
 
-def _stop(trainer: PretrainTrainer) -> NoReturn:
-    """End the training after its state was saved. Collective over all ranks."""
+def _repeat_evaluation(trainer: PretrainTrainer, start: Path, due: dict[str, bool]) -> None:
+    """Evaluate the state from which a training resumes. Collective over all ranks.
+
+    Args:
+        trainer: Trainer that has loaded its checkpoint.
+        start: The checkpoint.
+        due: See `due_evaluation` of the trainer.
+
+    Raises:
+        StopRequested: If a rank is asked to stop again.
+    """
+    try:
+        metrics = trainer.evaluate()
+    except EvaluationStopped:
+        _stop(trainer, start)
+    if due["selects_best"]:
+        trainer.saver.compare_with_best(metrics, start)
+    trainer.meter.start_step()
+
+
+def _stop(trainer: PretrainTrainer, saved: Path | None = None) -> NoReturn:
+    """End the training after its state was saved, by default in its output folder. Collective over all ranks."""
     trainer.saver.complete()
-    saved = checkpoint_folder(trainer.args.output_dir, trainer.state.global_step)
+    saved = saved or checkpoint_folder(trainer.args.output_dir, trainer.state.global_step)
     stop(f"{describe_request()} The state after step {trainer.state.global_step} is in {saved}. {AGAIN}")

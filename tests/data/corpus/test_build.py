@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import xxhash
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.build import build_corpus
+from paddle_llm.data.corpus.content_digest import record, records_of
 from paddle_llm.data.corpus.encode import PaddleNLPEncoder
 from paddle_llm.data.corpus.indexed import open_corpus
 from paddle_llm.data.corpus.inspect import inspect_corpus
@@ -212,3 +214,13 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, tokenizer_folder: s
         run = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment)
         peaks.append(int(run.stdout) / 1024)
     assert peaks[1] < peaks[0] + 15, f"{peaks} MB"
+
+
+def test_the_digests_of_both_files_are_recorded(tmp_path: Path, jsonl: Writer, tokenizer_folder: str) -> None:
+    prefix = tmp_path / "corpus"
+    build_corpus([str(jsonl("a.jsonl", english_and_chinese(60)))], tokenizer_folder, str(prefix))
+    recorded = records_of(str(prefix))
+    assert sorted(recorded) == [".bin", ".idx"]
+    for suffix, found in recorded.items():
+        file = Path(f"{prefix}{suffix}")
+        assert found == record(file, xxhash.xxh3_128_hexdigest(file.read_bytes()))
