@@ -34,14 +34,14 @@ class TokenChooser:
         """Return one token per row, int64 [B]."""
         if not self._strategy.samples:
             return logits_BV.argmax(axis=-1)
-        return _draw(logits_BV, self._strategy, [stream.random() for stream in self._streams])
+        return draw(logits_BV, self._strategy, [stream.random() for stream in self._streams])
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order."""
         self._streams = [self._streams[row] for row in rows] if self._streams else []
 
 
-def _draw(logits_BV: paddle.Tensor, strategy: DecodeStrategy, uniform_B: Sequence[float]) -> paddle.Tensor:
+def draw(logits_BV: paddle.Tensor, strategy: DecodeStrategy, uniform_B: Sequence[float]) -> paddle.Tensor:
     """Return the token [B] at which the cumulative probability exceeds a number drawn uniformly from [0, 1), [B]."""
     scaled, tokens = logits_BV / (strategy.temperature or 1.0), None
     if strategy.top_k:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
@@ -26,8 +26,9 @@ from paddle_llm.models.token_positions import PaddedPrompts
 if TYPE_CHECKING:
     import paddle
 
-_MASKED = -1e30  # added to the scores of masked positions
+MASKED = -1e30  # added to the scores of masked positions
 _INDEX_INPUT = "places"  # the name in the file of the input with the buffer indices of the new keys and values
+Buffers = Union["np.ndarray", "list[paddle.Tensor]"]  # of keys and values
 _GROWTH = 128  # tokens by which a full buffer is extended
 
 
@@ -116,14 +117,15 @@ class StaticProgram:
             raise UserError(f"{self.folder / STATIC_PROGRAM} was written by another version. Export the model again.")
         self._past = [self._inputs[name] for name in names]
         self._logits = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
-        self._shared_buffers: np.ndarray | None = None
+        self._shared_buffers: Buffers | None = None
 
-    def run(self, inputs: dict[str, np.ndarray], past_2LBKCD: np.ndarray) -> np.ndarray:
+    def run(self, inputs: dict[str, np.ndarray], past_2LBKCD: Buffers) -> np.ndarray:
         """Run the program once. It writes the new keys and values into the buffers.
 
         Args:
             inputs: Values of the inputs besides the buffers.
-            past_2LBKCD: Buffers of keys and values.
+            past_2LBKCD: Buffers of keys and values of each layer: one array, or a list of tensors. If it is the object of
+                the run before, it is not passed to the program again.
 
         Returns:
             Logits [B, V] of the last token.
@@ -136,12 +138,13 @@ class StaticProgram:
         logits_BV: np.ndarray = self._logits.copy_to_cpu()
         return logits_BV
 
-    def _share(self, past_2LBKCD: np.ndarray) -> None:
+    def _share(self, past_2LBKCD: Buffers) -> None:
         """Let the program read and write the buffers in place."""
         import paddle
 
         self._shared_buffers = past_2LBKCD
-        self._tensors = [paddle.from_dlpack(buffer) for buffer in past_2LBKCD]
+        are_arrays = isinstance(past_2LBKCD, np.ndarray)
+        self._tensors = [paddle.from_dlpack(buffer) for buffer in past_2LBKCD] if are_arrays else past_2LBKCD
         for handle, tensor in zip(self._past, self._tensors, strict=True):
             handle.share_external_data(tensor)
 
@@ -170,7 +173,7 @@ class StaticBatch:
         """Return the logits [B, V] of the first token after each prompt."""
         padded = self._padded
         self._reserve(padded.length)
-        mask_B1SC = np.full((len(padded.ids_BS), 1, padded.length, self._capacity), _MASKED, np.float32)
+        mask_B1SC = np.full((len(padded.ids_BS), 1, padded.length, self._capacity), MASKED, np.float32)
         visible_BSS = padded.prompt_mask() & (padded.tokens_BT[:, None, : padded.length] == 1)
         mask_B1SC[:, 0, :, : padded.length][visible_BSS] = 0
         logits_BV = self._forward(padded.ids_BS, mask_B1SC)
@@ -215,7 +218,7 @@ class StaticBatch:
     def _step_mask(self) -> np.ndarray:
         """Return the mask [B, 1, 1, C] added to the scores of the next token, before its own position is unmasked."""
         tokens_BT = self._padded.tokens_BT
-        mask = np.full((len(tokens_BT), 1, 1, self._capacity), _MASKED, np.float32)
+        mask = np.full((len(tokens_BT), 1, 1, self._capacity), MASKED, np.float32)
         mask[:, 0, 0, : self._length][tokens_BT[:, : self._length] == 1] = 0
         return mask
 
