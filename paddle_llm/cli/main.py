@@ -40,6 +40,7 @@ COMMANDS = {
         "Check a config for a cluster on CPU ranks before it runs on GPUs.",
     ),
     "generate": ("paddle_llm.cli.generate:generate", "Continue prompts, answer a file, or chat with a model."),
+    "serve": ("paddle_llm.cli.serve:serve", "Serve a model by OpenAI's HTTP API."),
     "export": (
         "paddle_llm.cli.export:export_command",
         "Write a model for Hugging Face, FastDeploy or paddle.inference.",

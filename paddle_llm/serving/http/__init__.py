@@ -1,0 +1,1 @@
+"""The HTTP interface: the endpoints of OpenAI's API."""
