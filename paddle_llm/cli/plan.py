@@ -51,7 +51,10 @@ def plan(
             f"config.json of {name} is not on this machine, so its shape is not known. Use a folder of this machine."
         )
     job = job_of(resolved, ranks_per_machine=device.per_machine)
-    max_steps = resolved.config.max_steps
+    config = resolved.config
+    if resolved.entry == "finetune" and not (config.pad_to_max_length or config.zero_padding):
+        say(f"Every row is taken to have {job.seq_length} tokens (max_length). Shorter rows take less time.")
+    max_steps = config.max_steps
     result, message = estimate(job, device, tokens=tokens, max_steps=max_steps if max_steps > 0 else None)
     say(message)
     print(json.dumps(result, indent=1) if as_json else "\n".join(estimate_lines(result)))

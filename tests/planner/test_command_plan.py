@@ -55,6 +55,14 @@ def test_a_faster_gpu_and_more_micro_batches_change_the_estimate():
     assert more["mfu"] > json.loads(run("--json", "--gradient_accumulation_steps", "8"))["mfu"]
 
 
+def test_rows_of_fine_tuning_are_taken_at_their_longest():
+    words = ["plan", "configs/finetune/llama_2_7b_lora.json", "--world_size", "1", "--gpu", "a100-80g", "--json"]
+    result = CliRunner().invoke(paddle_llm, words, catch_exceptions=False)
+    packed = CliRunner().invoke(paddle_llm, [*words, "--zero_padding", "1"], catch_exceptions=False)
+    assert "Every row is taken to have" in result.stderr and "Every row" not in packed.stderr
+    assert json.loads(result.stdout)["step_seconds"] > 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
