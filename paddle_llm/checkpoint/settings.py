@@ -209,5 +209,5 @@ def _report_changes(
     further = "--model_name_or_path" if resolved.entry == "pretrain" else "its model or adapter"
     raise UserError(
         f"{problem} {advice}, continue with the new ones ({flag} 1), or start a new training from the result in {output} "
-        f"({further}, another --output_dir)."
+        f"({further}, another --output_dir). --overwrite_output_dir 1 deletes this result and starts again."
     )

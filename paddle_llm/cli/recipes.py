@@ -52,23 +52,27 @@ def recipes() -> None:
 
 @recipes.command("list")
 @click.argument("words", nargs=-1, metavar="[WORD ...]")
-def list_recipes(words: tuple[str, ...]) -> None:
+@click.option("--processes", type=int, help="Only configs for this number of processes (one per GPU).")
+def list_recipes(words: tuple[str, ...], processes: int | None) -> None:
     """List the recipes whose names contain all WORDs.
 
     \b
-    Example:
+    Examples:
       paddle-llm recipes list pretrain llama_3
+      paddle-llm recipes list pretrain --processes 64
     """
     found = [one for one in all_recipes() if all(word.lower() in one.name for word in words)]
+    if processes is not None:
+        found = [one for one in found if one.is_config and _processes(one) == processes]
     if not found:
+        asked = [f"{' and '.join(words)} in its name"] if words else []
+        asked += [f"{processes} processes"] if processes is not None else []
         with exit_on_user_error():
-            raise UserError(f"No recipe has {' and '.join(words)} in its name. List all: paddle-llm recipes list")
+            raise UserError(f"No recipe has {' and '.join(asked)}. List all: paddle-llm recipes list")
     rows = [("name", "model", "method", "processes"), *((one.name, *_columns(one)) for one in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for *row, processes in rows:
-        click.echo(
-            "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=True)), processes]).rstrip()
-        )
+    for *row, count in rows:
+        click.echo("  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=True)), count]).rstrip())
 
 
 @recipes.command()

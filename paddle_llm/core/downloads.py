@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.core.artifacts import MODEL_CONFIG, TOKENIZER_CONFIG
+from paddle_llm.core.artifacts import MODEL_CONFIG, MODEL_FOLDER, TOKENIZER_CONFIG
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype html", b"<html")
@@ -37,7 +37,8 @@ def describe_other_layout(folder: Path) -> str:
     """
     try:
         candidates = [*folder.glob("snapshots/*"), *folder.glob("*")]
-        for one in sorted(candidate for candidate in candidates if candidate.is_dir()):
+        folders = [candidate for candidate in candidates if candidate.is_dir()]
+        for one in sorted(folders, key=lambda folder: (folder.name != MODEL_FOLDER, folder)):
             if (one / MODEL_CONFIG).is_file() or (one / TOKENIZER_CONFIG).is_file():
                 is_cache = one.parent.name == "snapshots"
                 return f" {'It is a download cache' if is_cache else 'The files are in a subfolder'}. Give {one}."

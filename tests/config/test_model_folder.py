@@ -139,6 +139,14 @@ def test_a_folder_in_another_layout_is_named(tmp_path: Path, name: str, message:
         read_model_facts(tmp_path / "models--a--b")
 
 
+def test_the_output_folder_of_a_run_names_its_model(tmp_path: Path) -> None:
+    for name in ("checkpoint-20", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"Give {tmp_path}/model\.$"):
+        read_model_facts(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [

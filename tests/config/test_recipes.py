@@ -62,6 +62,13 @@ def test_list_shows_model_method_and_processes():
     assert "pretrain/bloom_7b1_sharding8_stage2" not in lines
 
 
+def test_list_selects_by_processes():
+    lines = run("list", "--processes", "64").stdout.splitlines()[1:]
+    assert lines and all(line.split()[-1] == "64" for line in lines)
+    done = run("list", "lora", "--processes", "63")
+    assert done.exit_code == 2 and "No recipe has lora in its name and 63 processes." in done.stderr
+
+
 def test_a_copy_is_read_in_a_folder_without_configs(tmp_path, monkeypatch):
     """The shape that it names is found in the package, also by a name with a typing error in it."""
     monkeypatch.chdir(tmp_path)
