@@ -1,1 +1,1 @@
-"""FLOPs of a model and peak FLOP/s of devices. Does not import Paddle."""
+"""FLOPs, peaks of devices, shapes of the weights of a rank, step time, and simulation of jobs. Does not import Paddle."""

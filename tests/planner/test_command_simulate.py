@@ -36,6 +36,7 @@ def test_the_result_as_text_and_as_json():
     assert "64 ranks, 1,000 simulated steps" in text
     assert "step without disturbances  330.0 ms, a rank waits 27.3% of the pipeline's time" in text
     assert "best checkpoint interval" in text
+    assert "mean step                  330.0 ms (+0.0%)" in run("--replicas", "16")
     result = json.loads(run("--mtbf_hours", "10000", "--max_steps", "1000", "--json"))
     assert result["step"]["ideal_ms"] == pytest.approx(330)
     assert result["failures"]["mean_hours_between_failures"] == 2500

@@ -30,7 +30,7 @@ def step_result(steps: StepTimes) -> dict[str, float]:
         "mean_ms": steps.mean * 1e3,
         **{f"p{share}_ms": steps.quantile(share / 100) * 1e3 for share in (5, 50, 95, 99)},
         "max_ms": steps.quantile(1) * 1e3,
-        "slower_than_ideal": steps.mean / steps.ideal - 1,
+        "slower_than_ideal": round(steps.mean / steps.ideal - 1, 9) + 0.0,  # no -0.0 for equal times
     }
 
 
