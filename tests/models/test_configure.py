@@ -59,9 +59,10 @@ def test_rope_scaling_is_honoured_under_both_names(tmp_path, scaling):
         (tiny.write_llama, {"hidden_act": "gelu"}, "hidden_act"),
         (
             tiny.write_llama,
-            {"quantization_config": {"bits": 4, "quant_method": "gptq"}},
-            r"quantized \(quantization_config: gptq",
+            {"quantization_config": {"bits": 4, "quant_method": "awq"}},
+            r"quantized \(quantization_config: awq",
         ),
+        (tiny.write_llama, {"quantization_config": {"bits": 5, "quant_method": "gptq"}}, "gptq with bits = 5"),
         (tiny.write_llama, {"quantization_config": {"quant_method": "fp8"}}, "fp8"),
         (tiny.write_llama, {"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
         (tiny.write_llama, {"attention_dropout": 0.1}, "attention_dropout"),

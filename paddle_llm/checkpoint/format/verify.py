@@ -13,7 +13,7 @@ from paddle_llm.checkpoint.format.index import DTYPES, Part, TensorEntry, local_
 from paddle_llm.checkpoint.format.manifest import DamagedCheckpoint, Manifest, read_bytes, read_index, read_manifest
 from paddle_llm.core.artifacts import CHECKPOINT_INDEX, MANIFEST
 from paddle_llm.core.errors import UserError
-from paddle_llm.models.weights.files import read_header
+from paddle_llm.models.weights.safetensors_header import read_header
 
 Level = Literal["fast", "full"]
 _TENSORS = ".safetensors"

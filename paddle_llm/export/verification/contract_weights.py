@@ -20,8 +20,8 @@ from paddle_llm.core.artifacts import SAFETENSORS, SAFETENSORS_INDEX
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.targets.shard_writer import CODES
 from paddle_llm.families import FAMILIES
-from paddle_llm.models.weights.files import read_header
 from paddle_llm.models.weights.names import hugging_face, tied_head
+from paddle_llm.models.weights.safetensors_header import read_header
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedConfig

@@ -10,6 +10,7 @@ from typing import Any
 
 from paddle_llm.families import FAMILIES
 from paddle_llm.families.config_keys import is_above_zero
+from paddle_llm.models.weights.gptq.format import read_settings
 
 # Fields of every configuration of transformers 4.55 and 5, of PaddleNLP's, and of widely used tools, that do not change
 # the network.
@@ -101,7 +102,10 @@ def unknown_fields(family: str, raw: dict[str, Any], read: set[str]) -> list[str
 
 
 def quantization_of(raw: dict[str, Any]) -> str | None:
-    """Return how a folder's weights are quantized; None if they are not."""
+    """Return how a folder's weights are quantized; None if they are not, or in a way that is dequantized while they are read."""
+    settings = read_settings(raw)
+    if settings is not None:
+        return settings if isinstance(settings, str) else None
     for key in ("quantization_config", "compression_config"):
         described = raw.get(key)
         if isinstance(described, dict):

@@ -3,7 +3,8 @@
 Safetensors (one file, or several with an index) are mapped into memory, so that a slice costs only its own pages.
 PaddleNLP's .pdparams (one, or several with an index) are mapped likewise (`paddle_pickles.py`); Paddle reads files of
 older versions, one whole file at a time. Checkpoints of any layout are read by their index (`checkpoint_parts.py`), torch's
-pickles if that is allowed (`torch_pickles.py`).
+pickles if that is allowed (`torch_pickles.py`). Linear layers that GPTQ has quantized appear as their dequantized weights
+(`gptq/format.py`).
 """
 
 from __future__ import annotations
@@ -13,41 +14,31 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, TensorSpec, serialize_file
 
-from paddle_llm.config.local_files.weights import WeightChoice, choose_weights, unique_keys
+from paddle_llm.config.local_files.weights import WeightChoice, choose_weights
 from paddle_llm.core.atomic_output import allow_readers
-from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.errors import UserError
-from paddle_llm.core.json_files import parse_json
 from paddle_llm.models.weights.checkpoint_parts import SplitTensor, scan_checkpoint
+from paddle_llm.models.weights.gptq.folder import find_packed, settings_of_folder
+from paddle_llm.models.weights.gptq.format import PackedMatrix
 from paddle_llm.models.weights.paddle_pickles import PickledTensor, RefusedPickle, scan_paddle_pickle
+from paddle_llm.models.weights.safetensors_header import (
+    NUMPY_TYPES,
+    bits_of,
+    check_contiguous,
+    is_metadata,
+    parse_entry,
+    read_header,
+)
 from paddle_llm.models.weights.torch_pickles import scan_torch_pickle
 
-# numpy has no bf16; it is stored as uint16 and widened when read.
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
-_NUMPY |= {"BOOL": "?", "U16": "<u2"}  # PaddleNLP writes bf16 as U16, a type that no weight has otherwise
-# Bits of the other types of safetensors, which quantized folders contain.
-_OTHER_BITS = {
-    "U32": 32,
-    "U64": 64,
-    "C64": 64,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "F8_E8M0": 8,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "F4": 4,
-}
-_OTHER_BITS |= {"F8_E4M3FN": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8}
 # Names in numpy and Paddle of the types of weights.
 _WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U16": "bfloat16", "uint16": "bfloat16"}
 DOUBLE = ("F64", "float64")
 _FLOATS = {"float32", "float16", "bfloat16", *DOUBLE}  # types of weights that are read; 64 bits become 32
-_LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class _Entry:
         begin: First byte in the file.
         end: Byte after the last one.
         strides: Strides in elements; None: row by row.
-        located: Location in a .pdparams that can be mapped, or in a checkpoint.
+        located: Location in a .pdparams that can be mapped, or in a checkpoint, or the quantized layer.
     """
 
     file: Path
@@ -70,7 +61,7 @@ class _Entry:
     begin: int = 0
     end: int = 0
     strides: tuple[int, ...] | None = None
-    located: PickledTensor | SplitTensor | None = None
+    located: PickledTensor | SplitTensor | PackedMatrix | None = None
 
 
 class WeightFiles:
@@ -82,6 +73,7 @@ class WeightFiles:
         unread: Names of files in the folder that look like weights and are not read.
         copies: Tensors that a second file also contains; the index decides which copy is read.
         unlisted: Tensors that a file contains and the index does not name; they are not read.
+        quantized: Description of the quantization, and bytes of the quantized layers in the files; None without one.
 
     Args:
         folder: Folder of the files.
@@ -98,6 +90,7 @@ class WeightFiles:
         self.copies: set[str] = set()
         self.unlisted: set[str] = set()
         self._entries: dict[str, _Entry] = {}
+        self._packed: dict[str, _Entry] = {}  # parts of quantized layers
         self._last_read: tuple[Path, dict[str, np.ndarray]] | None = None
         if file and not (folder / file).is_file():
             raise UserError(f"{folder} is incomplete: {file} is missing. Fetch or save the folder again.")
@@ -112,6 +105,24 @@ class WeightFiles:
                 + (f" ({len(absent)} tensors in total)" if len(absent) > 1 else "")
                 + ". Fetch the index and its files again."
             )
+        self.quantized: tuple[str, int] | None = None
+        self._replace_packed()
+
+    def _replace_packed(self) -> None:
+        """Replace the tensors of layers that GPTQ has quantized with the dequantized weights."""
+        settings = settings_of_folder(self.folder)
+        if settings is None:
+            return
+        packed = find_packed(self.folder, self, settings)
+        nbytes = 0
+        for name, (matrix, parts) in packed.items():
+            entry = self._entries[parts[0]]
+            for part in parts:
+                nbytes += self._entries[part].end - self._entries[part].begin
+            self._packed.update({part: self._entries.pop(part) for part in parts})
+            self._entries[name] = _Entry(entry.file, "F32", matrix.shape, located=matrix)
+        if packed:
+            self.quantized = (settings.describe(), nbytes)
 
     def _scan(self, file: Path) -> dict[str, _Entry]:
         scans = {".pdparams": self._scan_pdparams, ".bin": self._scan_torch_pickle, ".json": self._scan_checkpoint}
@@ -136,6 +147,10 @@ class WeightFiles:
         """Return the names of all tensors."""
         return list(self._entries)
 
+    def packed_names(self) -> list[str]:
+        """Return the names of the weights that are quantized in the files."""
+        return [name for name, entry in self._entries.items() if isinstance(entry.located, PackedMatrix)]
+
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
@@ -157,16 +172,16 @@ class WeightFiles:
 
         bf16 is returned as bits in uint16.
         """
-        entry = self._entries[name]
+        entry = self._entries[name] if name in self._entries else self._packed[name]
         if entry.located is not None:
             return entry.located.view()
         if entry.file.suffix == ".pdparams":
             return self._pdparams(entry.file)[name]
-        if entry.dtype not in _NUMPY:
+        if entry.dtype not in NUMPY_TYPES:
             raise UserError(
                 f"{entry.file}: {name} is stored as {entry.dtype}, which is not supported. Use fp32, fp16 or bf16 weights."
             )
-        values = np.memmap(entry.file, np.uint8, "r")[entry.begin : entry.end].view(_NUMPY[entry.dtype])
+        values = np.memmap(entry.file, np.uint8, "r")[entry.begin : entry.end].view(NUMPY_TYPES[entry.dtype])
         if entry.strides is None:
             return values.reshape(entry.shape)
         steps = tuple(stride * values.itemsize for stride in entry.strides)
@@ -186,21 +201,21 @@ class WeightFiles:
     def _scan_safetensors(self, file: Path) -> dict[str, _Entry]:
         header, offset = read_header(file)
         metadata = header.pop("__metadata__", None)
-        if metadata is not None and not _is_metadata(metadata):
+        if metadata is not None and not is_metadata(metadata):
             raise UserError(f"{file} is corrupt: its __metadata__ is not an object of strings. Fetch the file again.")
         if metadata is not None:
             self.format = metadata.get("format", self.format)
         entries, size = {}, file.stat().st_size
         for name, tensor in header.items():
-            dtype, shape, begin, end = _parse_entry(file, name, tensor)
+            dtype, shape, begin, end = parse_entry(file, name, tensor)
             if offset + end > size:
                 raise UserError(
                     f"{file} is cut off: it has {size} bytes, but {name} ends at {offset + end}. Fetch the file again."
                 )
-            if 8 * (end - begin) != math.prod(shape) * _bits(file, name, dtype):
+            if 8 * (end - begin) != math.prod(shape) * bits_of(file, name, dtype):
                 raise UserError(f"{file} is corrupt: {name} has the wrong number of bytes. Fetch the file again.")
             entries[name] = _Entry(file, dtype, shape, offset + begin, offset + end)
-        _check_contiguous(file, entries, offset, size)
+        check_contiguous(file, {name: (entry.begin, entry.end) for name, entry in entries.items()}, offset, size)
         return entries
 
     def _scan_pdparams(self, file: Path) -> dict[str, _Entry]:
@@ -257,72 +272,6 @@ def is_finite(values: np.ndarray) -> bool:
         if not finite.all():
             return False
     return True
-
-
-def _parse_entry(file: Path, name: str, tensor: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """Return dtype, shape and the bytes [begin, end) after the header of one entry of a header."""
-    try:
-        dtype, shape, (begin, end) = tensor["dtype"], tuple(tensor["shape"]), tensor["data_offsets"]
-        numbers = (*shape, begin, end)
-        if any(type(number) is not int or number < 0 for number in numbers) or begin > end or type(dtype) is not str:
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{file} is corrupt: its entry for {name} is invalid. Fetch the file again.") from None
-    return dtype, shape, begin, end
-
-
-def _is_metadata(metadata: Any) -> bool:
-    """Return whether safetensors' reader would accept the metadata."""
-    return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-
-
-def _bits(file: Path, name: str, dtype: str) -> int:
-    if dtype in _NUMPY:
-        return 8 * np.dtype(_NUMPY[dtype]).itemsize
-    if dtype not in _OTHER_BITS:
-        raise UserError(f"{file}: {name} is stored as {dtype}, which is not supported. Use fp32, fp16 or bf16 weights.")
-    return _OTHER_BITS[dtype]
-
-
-def _check_contiguous(file: Path, entries: dict[str, _Entry], offset: int, size: int) -> None:
-    """Check that the tensors cover the file without a gap or an overlap, as safetensors' reader does.
-
-    Raises:
-        UserError: If they do not.
-    """
-    expected = offset
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if entry.begin != expected:
-            raise UserError(
-                f"{file} is corrupt: {name} does not begin at the end of the tensor before it. Fetch the file again."
-            )
-        expected = entry.end
-    if expected != size:
-        raise UserError(f"{file} is corrupt: {size - expected} bytes follow the last tensor. Fetch the file again.")
-
-
-def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """Return the JSON header of a safetensors file and the position of the first tensor in bytes.
-
-    Raises:
-        UserError: If the file is not a safetensors file, is cut off or is corrupt.
-    """
-    with file.open("rb") as stream:
-        if problem := failed_download(stream.read(HEAD_BYTES)):
-            raise UserError(f"{file}: {problem}.")
-        stream.seek(0)
-        length = int.from_bytes(stream.read(8), "little")
-        size = file.stat().st_size
-        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise UserError(f"{file} is not a safetensors file, or is cut off ({size} bytes). Fetch the file again.")
-        try:
-            header = parse_json(stream.read(length), object_pairs_hook=unique_keys)
-        except (ValueError, RecursionError) as error:
-            reason = str(error) if "occurs twice" in str(error) else "its header is not JSON"
-            raise UserError(f"{file} is corrupt: {reason}. Fetch the file again.") from None
-    if not isinstance(header, dict):
-        raise UserError(f"{file} is corrupt: its header is not an object. Fetch the file again.")
-    return header, 8 + length
 
 
 def write_safetensors(file: Path, tensors: dict[str, np.ndarray], *, format: str = "np") -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paddle_llm.core.console import say
+from paddle_llm.core.console import say, say_once
 from paddle_llm.core.counts import counted, counted_are
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights.files import DOUBLE, WeightFiles
@@ -77,6 +78,13 @@ def report(folder: Path, files: WeightFiles, findings: Findings) -> None:
     if unexpected:
         say(
             f"{folder}: {counted_are(len(unexpected), 'tensor')} not part of this model and ignored: {_shorten(unexpected)}"
+        )
+    if files.quantized:
+        description, nbytes = files.quantized
+        full = sum(4 * math.prod(files.shape(name)) for name in files.packed_names())
+        say_once(
+            f"{folder}: {counted_are(len(files.packed_names()), 'linear layer')} quantized ({description}) and dequantized while it is read: "
+            f"{nbytes / 1e6:,.1f} MB in the files, {full / 1e6:,.1f} MB in memory as float32"
         )
     double = sorted(name for name in findings.used if name in files and files.dtype(name) in DOUBLE)
     if double:

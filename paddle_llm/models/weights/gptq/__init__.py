@@ -1,0 +1,1 @@
+"""GPTQ's layout of quantized linear layers in safetensors."""
