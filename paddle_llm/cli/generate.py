@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from paddle_llm.cli.number_option import FiniteNumber, WholeNumber
 from paddle_llm.cli.path_option import PATH, PATHLIB
+from paddle_llm.cli.progress_bar import show_progress
 from paddle_llm.core.atomic_output import check_writable, write_atomically
 from paddle_llm.core.console import say, stdout_is_unicode
 from paddle_llm.core.counts import counted
@@ -169,7 +167,7 @@ def generate(
         for prompt in encoded:
             generator.check_length(prompt)
     _report_fitting(requests, encoded, generator)
-    with generating(generator.model), _progress(len(encoded), shown=input_file is not None) as on_batch:
+    with generating(generator.model), show_progress("answers", len(encoded), shown=input_file is not None) as on_batch:
         answers = generator(encoded, range(len(encoded)), settings.batch_size, on_batch)
     if not is_first_rank():
         return
@@ -300,37 +298,3 @@ def _show_scores(pairs: Sequence[tuple[str, str]], count: int) -> None:
     for name, value in score(*zip(*pairs, strict=True)).items():
         table.add_row(name, f"{value:.2f}" if name == "bleu" else f"{value:.4f}")
     Console(stderr=True).print(table)
-
-
-@contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[int], None] | None]:
-    """Show a progress bar on a terminal, otherwise a line every 30 seconds.
-
-    Yields:
-        Function to call with the number of finished answers; None if nothing is shown.
-    """
-    if not shown or not is_first_rank():
-        yield None
-        return
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _progress_lines(total)
-        return
-    columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("answers", total=total)
-        yield lambda done: bar.update(task, completed=done)
-
-
-def _progress_lines(total: int, every: float = 30.0) -> Callable[[int], None]:
-    """Return a function that prints the progress, at most once in `every` seconds."""
-    started = last = time.monotonic()
-
-    def on_batch(done: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > every:
-            last = now
-            say(f"{done} of {total} answers, {(total - done) * (now - started) / done:.0f} s left")
-
-    return on_batch

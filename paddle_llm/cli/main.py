@@ -41,6 +41,10 @@ COMMANDS = {
     ),
     "generate": ("paddle_llm.cli.generate:generate", "Continue prompts, answer a file, or chat with a model."),
     "serve": ("paddle_llm.cli.serve:serve", "Serve a model by OpenAI's HTTP API."),
+    "evaluate": (
+        "paddle_llm.cli.evaluate:evaluate",
+        "Print perplexity, or scores of answers, of several models in one table.",
+    ),
     "export": (
         "paddle_llm.cli.export:export_command",
         "Write a model for Hugging Face, FastDeploy or paddle.inference.",

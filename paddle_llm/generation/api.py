@@ -87,7 +87,7 @@ def open_generator(
     Raises:
         UserError: If a file cannot be loaded, or the template does not fit the requests.
     """
-    loaded = _load(folder, options)
+    loaded = load(folder, options)
     if not options.static:
         _report_unapplied_settings(folder, options)
     positions = position_limit(loaded.model.config) or _UNLIMITED
@@ -135,7 +135,16 @@ def continuation(text: str, answer: Answer, codec: TextCodec) -> str:
     return whole[len(decoded_prompt) :] if whole.startswith(decoded_prompt) else answer.text
 
 
-def _load(folder: Path, options: GenerateOptions) -> Loaded:
+def load(folder: Path, options: GenerateOptions) -> Loaded:
+    """Load the network of a folder, or open a static export, as the options select it.
+
+    Args:
+        folder: The model folder; see `resolve_folders`.
+        options: Options with resolved folders.
+
+    Raises:
+        UserError: If a file cannot be loaded.
+    """
     if options.static:
         return open_static(folder, options.tokenizer)
     device, layout = start_process(options.device)

@@ -226,11 +226,11 @@ class PromptReader:
         try:
             if self.encoder is None:
                 return encode_text(self.codec, request.text)
-            return encode_prompt(self.encoder, self._conversation(request))
+            return encode_prompt(self.encoder, self.conversation(request))
         except (PromptTooLong, NotText) as error:
             raise UserError(f"{request.where or 'the prompt'}: {error}") from error
 
-    def _conversation(self, request: Request) -> Conversation:
+    def conversation(self, request: Request) -> Conversation:
         """Return the conversation of a request, with the system message in front if it has none."""
         conversation = request.conversation
         if conversation is None:

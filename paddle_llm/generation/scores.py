@@ -1,4 +1,4 @@
-"""Scores of generated texts against references: BLEU (sacrebleu), ROUGE (rouge-score), exact match.
+"""Scores of generated texts against references: BLEU (sacrebleu), ROUGE (rouge-score), exact match, equal numbers.
 
 A text with a Chinese character counts as Chinese. BLEU is computed over all texts together with one tokenizer: `13a`,
 sacrebleu's default, or `zh` if any reference is Chinese, which splits Chinese characters and treats the rest like
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 from paddle_llm.config.run_config import SCORES
 
 _CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _HAS_CHINESE = re.compile(f"[{_CHINESE}]")
+_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d+(?:,\d{3})*(?!\d)(?:\.\d+)?|\.\d+)", re.ASCII)
+_RESULT = "####"  # precedes the result in answers of GSM8K (Cobbe et al. 2021)
 _WORDS = re.compile(f"[{_CHINESE}\u3040-\u30ff]|[^\\W_{_CHINESE}\u3040-\u30ff]+")
 
 
@@ -50,6 +53,37 @@ def score(generated: Sequence[str], references: Sequence[str]) -> dict[str, floa
     pairs = [(text.strip(), reference.strip()) for text, reference in zip(generated, references, strict=True)]
     found = {"bleu": _bleu(pairs), **_rouge(pairs), "exact_match": sum(a == b for a, b in pairs) / len(pairs)}
     return {name: found[name] for name in SCORES}
+
+
+def numeric_accuracy(generated: Sequence[str], references: Sequence[str]) -> tuple[float | None, int]:
+    """Compare the numbers that texts end with, as in the evaluation of GSM8K (Cobbe et al. 2021).
+
+    Args:
+        generated: Generated texts.
+        references: Reference of each text.
+
+    Returns:
+        Share of the texts whose `final_number` equals that of their reference, 0 to 1, None without such a reference; and
+        the number of references that have one. The other texts do not count.
+    """
+    pairs = [
+        (final_number(text), expected)
+        for text, reference in zip(generated, references, strict=True)
+        if (expected := final_number(reference)) is not None
+    ]
+    return (sum(found == expected for found, expected in pairs) / len(pairs) if pairs else None), len(pairs)
+
+
+def final_number(text: str) -> Decimal | None:
+    """Return the first number after the last `####`, or else the last number of a text; None if there is none.
+
+    Commas between digits, units and currency signs are ignored: `$1,200.50.` is 1200.5.
+    """
+    _, marked, result = text.rpartition(_RESULT)
+    found = _NUMBER.findall(result)
+    if not found:
+        return None
+    return Decimal((found[0] if marked else found[-1]).replace(",", ""))
 
 
 def _bleu(pairs: list[tuple[str, str]]) -> float:

@@ -45,11 +45,15 @@ class IncrementalNetwork:
     def read_prompts(self) -> paddle.Tensor:
         """Return logits [B, V] of the first token after each prompt."""
         with logits_at_last_position(self._model, self._family):
-            return self._forward(paddle.to_tensor(self._padded.ids_BS))
+            return self._forward(paddle.to_tensor(self._padded.ids_BS))[:, -1].astype("float32")
+
+    def read_all(self) -> paddle.Tensor:
+        """Return logits [B, S, V] of the token after each token of the prompts, in the type of the network."""
+        return self._forward(paddle.to_tensor(self._padded.ids_BS))
 
     def read(self, tokens_B: paddle.Tensor) -> paddle.Tensor:
         """Return logits [B, V] of the token after one more token of each row."""
-        return self._forward(tokens_B.unsqueeze(1))
+        return self._forward(tokens_B.unsqueeze(1))[:, -1].astype("float32")
 
     def keep_rows(self, rows: paddle.Tensor) -> None:
         """Continue with these rows, in this order; a row may occur several times."""
@@ -68,7 +72,7 @@ class IncrementalNetwork:
             inputs["position_ids"] = self._positions[..., start:end]
         logits, self._cache = _logits_and_cache(self._model(**inputs, use_cache=True))
         self._read = end
-        return logits[:, -1, : self._vocabulary].astype("float32")
+        return logits[..., : self._vocabulary]
 
     def _mask(self, start: int, end: int) -> paddle.Tensor:
         tokens_BT = self._tokens_BT[:, :end]

@@ -110,7 +110,7 @@ def test_wrong_options_are_refused(llama, tmp_path, monkeypatch):
     assert "would be lost" in refused(llama, *both)
     assert "--system needs a chat template" in refused(llama, "--prompt", "x", "--system", "y")
     assert "not a file and not one of auto" in refused(llama, "--prompt", "x", "--chat_template", "lama")
-    monkeypatch.setattr("paddle_llm.generation.api._load", None)
+    monkeypatch.setattr("paddle_llm.generation.api.load", None)
     assert "Did you mean llama2?" in refused(llama, "--prompt", "x", "--chat_template", "lama2")
     assert "paddle-llm generate output" in CliRunner().invoke(generate, ["--help"]).output
 
@@ -144,7 +144,7 @@ def test_the_output_folder_of_a_run_is_accepted_and_other_folders_are_refused(ll
     out, printed = run(run_folder, "--prompt", TEXT, "--max_new_tokens", "3")
     assert out.startswith(TEXT) and f"using {run_folder / 'model'}." in printed
     monkeypatch.setattr(
-        "paddle_llm.generation.api._load", None
+        "paddle_llm.generation.api.load", None
     )  # everything else is reported before the model is loaded
     (run_folder / "model").rename(tmp_path / "model")
     assert "has no config.json" in refused(run_folder, "--prompt", TEXT)
@@ -166,7 +166,7 @@ def test_the_output_folder_of_a_run_is_accepted_and_other_folders_are_refused(ll
 def test_an_output_that_cannot_be_written_is_refused_before_loading(llama, tmp_path, monkeypatch):
     file = tmp_path / "prompts.txt"
     file.write_text(TEXT)
-    monkeypatch.setattr("paddle_llm.generation.api._load", None)
+    monkeypatch.setattr("paddle_llm.generation.api.load", None)
     assert "x.jsonl cannot be written" in refused(llama, "--input", file, "--output", file / "x.jsonl")
 
 

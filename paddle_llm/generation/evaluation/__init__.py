@@ -1,0 +1,1 @@
+"""Evaluation of models on files: perplexity, scores of generated answers, and their table. Importing it does not import Paddle."""
