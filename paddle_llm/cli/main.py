@@ -50,6 +50,10 @@ COMMANDS = {
         "Write a model for Hugging Face, FastDeploy or paddle.inference.",
     ),
     "merge": ("paddle_llm.cli.merge:merge", "Merge several LoRA adapters of one base into one adapter."),
+    "quantize": (
+        "paddle_llm.cli.quantize:quantize_command",
+        "Quantize the linear layers of a model to 8, 4 or 3 bits (RTN, GPTQ).",
+    ),
     "convert": (
         "paddle_llm.cli.convert:convert",
         "Convert a LoRA adapter to or from the format of Hugging Face's PEFT.",

@@ -27,6 +27,8 @@ from paddle_llm.core.console import say
 from paddle_llm.export.source.dtypes import ITEM_SIZES, converted
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
+# Packed weights are int32; they are not converted.
+_ALL_CODES, _SIZES = CODES | {"int32": "I32"}, ITEM_SIZES | {"int32": 4}
 _BLOCK = 32 << 20  # bytes that are transposed, converted and written at a time
 _TILE = 128  # rows and columns of a tile: two tiles fit into the L2 cache of a core
 _LARGE = 512 << 20  # bytes; a larger tensor is in memory alone
@@ -41,7 +43,7 @@ class PlannedTensor:
     Attributes:
         name: Name in the file.
         shape: Shape in the file.
-        dtype: Type in the file: "float32", "bfloat16" or "float16".
+        dtype: Type in the file: "float32", "bfloat16", "float16" or "int32".
         stored: Type of the values that `read` returns.
         read: Function that returns the whole tensor, with `shape` and any strides. It is called once, for writing.
     """
@@ -55,7 +57,7 @@ class PlannedTensor:
     @property
     def nbytes(self) -> int:
         """Size in the file."""
-        return math.prod(self.shape) * ITEM_SIZES[self.dtype]
+        return math.prod(self.shape) * _SIZES[self.dtype]
 
 
 def write_shards(folder: Path, tensors: Sequence[PlannedTensor], max_shard_size: int) -> list[Path]:
@@ -103,7 +105,7 @@ def plan_shards(tensors: Sequence[PlannedTensor], max_shard_size: int) -> list[l
 
 def _write_shard(file: Path, tensors: list[PlannedTensor], advance: Callable[[int], None]) -> None:
     # Wider types first, so that every tensor begins at a multiple of its item size.
-    tensors = sorted(tensors, key=lambda tensor: -ITEM_SIZES[tensor.dtype])
+    tensors = sorted(tensors, key=lambda tensor: -_SIZES[tensor.dtype])
     with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(_WORKERS) as workers:
         _write_all(stream, _header(tensors))
         for block in _prefetched(workers, tensors):
@@ -138,7 +140,7 @@ def _header(tensors: list[PlannedTensor]) -> bytes:
     offset = 0
     for tensor in tensors:
         offsets = [offset, offset + tensor.nbytes]
-        table[tensor.name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        table[tensor.name] = {"dtype": _ALL_CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
         offset += tensor.nbytes
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -24,13 +24,13 @@ def weight_shapes(config: PretrainedConfig, family: Family) -> dict[str, tuple[i
     """
     import paddle
 
-    with paddle.LazyGuard(), _initialization_disabled():
+    with paddle.LazyGuard(), initialization_disabled():
         model = build_network(config, Layout(), family, dtype="float32")
     return {name: tuple(weight.shape) for name, weight in canonical_parameters(model, family.name)}
 
 
 @contextmanager
-def _initialization_disabled() -> Iterator[None]:
+def initialization_disabled() -> Iterator[None]:
     """Keep PaddleNLP's constructors from filling the weights, which are not allocated."""
     from paddlenlp.transformers.model_utils import PretrainedModel
 
