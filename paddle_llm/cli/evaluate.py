@@ -99,6 +99,7 @@ _BATCH_SIZES = {"perplexity": 1, "generation": 8}
 @click.pass_context
 def evaluate(
     context: click.Context,
+    /,
     models: tuple[Path, ...],
     inputs: tuple[Path, ...],
     metric: str,

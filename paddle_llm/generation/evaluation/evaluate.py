@@ -22,6 +22,7 @@ from paddle_llm.generation.network import Loaded
 from paddle_llm.generation.options import GenerateOptions
 from paddle_llm.generation.requests import TemplateSettings, choose_reader
 from paddle_llm.generation.scores import numeric_accuracy, score
+from paddle_llm.generation.static_network import StaticModel
 
 PERPLEXITY, GENERATION = "perplexity", "generation"
 METRICS = (PERPLEXITY, GENERATION)
@@ -112,9 +113,8 @@ def evaluate(model: Path, inputs: Inputs, options: EvaluateOptions, show: ShowPr
     options.check(inputs)
     check_chat_template(model, options.generate)
     folder, generate = resolve_folders(model, options.generate)
-    disk, weights = (
-        measure(folder, allow_pickle=generate.allow_pickle) for measure in (size_on_disk, describe_weights)
-    )
+    disk = size_on_disk(folder, allow_pickle=generate.allow_pickle)
+    weights = describe_weights(folder, allow_pickle=generate.allow_pickle)
     reset_peak_memory()
     if options.metric == GENERATION:
         scores, count, speed, device, settings = _of_answers(folder, inputs, generate, show)
@@ -133,6 +133,7 @@ def _of_tokens(
     from paddle_llm.generation.evaluation.perplexity import measure_perplexity
 
     loaded = load(folder, generate)
+    assert not isinstance(loaded.model, StaticModel), "there is no option for static exports"
     context_length = _context_length(loaded, options.context_length)
     settings: dict[str, Any] = {"context_length": context_length}
     if inputs.texts:
@@ -141,7 +142,7 @@ def _of_tokens(
                 f"--stride {options.stride} is above the context of {context_length} tokens. Use a smaller one."
             )
         settings["stride"] = options.stride or context_length
-        samples = text_samples(loaded.codec, inputs.texts, context_length, settings["stride"])
+        samples: Sequence[ScoredSample] = text_samples(loaded.codec, inputs.texts, context_length, settings["stride"])
     else:
         samples = _samples_of_rows(folder, inputs, loaded, context_length, generate)
         settings["rows"] = len(samples)
