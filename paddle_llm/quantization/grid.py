@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paddle_llm.models.weights.gptq.format import G_IDX, QWEIGHT, QZEROS, SCALES, dequantize, pack, unpack
+from paddle_llm.models.weights.gptq.format import (
+    G_IDX,
+    QWEIGHT,
+    QZEROS,
+    SCALES,
+    dequantize,
+    format_written,
+    pack,
+    unpack,
+    zero_offset,
+)
 
 _SMALLEST_SCALE = 2.0**-20  # 16 units of the smallest float16
 
@@ -77,8 +87,8 @@ class QuantizedMatrix:
         return dequantize(self.codes_IO, self.scales_GO, self.zeros_GO, self.groups_I)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Return the tensors of the files (format `gptq`) by the ends of their names."""
-        stored_GO = (self.zeros_GO - 1).astype(np.uint8)
+        """Return the tensors of the files, in `format_written`, by the ends of their names."""
+        stored_GO = (self.zeros_GO - zero_offset(format_written(self.bits))).astype(np.uint8)
         return {
             QWEIGHT: pack(self.codes_IO, self.bits),
             QZEROS: np.ascontiguousarray(pack(np.ascontiguousarray(stored_GO.T), self.bits).T),
@@ -89,7 +99,7 @@ class QuantizedMatrix:
 
 def from_tensors(tensors: Mapping[str, np.ndarray], bits: int) -> QuantizedMatrix:
     """Return the matrix of tensors that `QuantizedMatrix.tensors` has returned."""
-    zeros_GO = unpack(tensors[QZEROS].T, bits).T.astype(np.float32) + 1
+    zeros_GO = unpack(tensors[QZEROS].T, bits).T.astype(np.float32) + zero_offset(format_written(bits))
     codes_IO = unpack(tensors[QWEIGHT], bits)
     return QuantizedMatrix(bits, codes_IO, tensors[SCALES].astype(np.float32), zeros_GO, np.asarray(tensors[G_IDX]))
 

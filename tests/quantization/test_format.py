@@ -97,6 +97,7 @@ def test_the_format_gptq_v2_stores_zeros_as_they_are(layer, tmp_path):
     ("changes", "problem"),
     [
         ({"bits": 5}, "bits = 5"),
+        ({"bits": 3}, "3 bits and checkpoint_format = 'gptq'"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format = 'marlin'"),
         ({"dynamic": {"-:.*down.*": {}}}, "other settings for some layers"),
         ({"pack_dtype": "int8"}, "pack_dtype = 'int8'"),

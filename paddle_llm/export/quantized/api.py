@@ -29,7 +29,7 @@ from paddle_llm.export.targets.shard_writer import PlannedTensor, write_shards
 from paddle_llm.generation.network import start_process
 from paddle_llm.models.configuration.machine_paths import portable_name
 from paddle_llm.models.prompt import Prompt
-from paddle_llm.models.weights.gptq.format import CONFIG_KEY, PARTS, read_settings
+from paddle_llm.models.weights.gptq.format import CONFIG_KEY, PARTS, format_written, read_settings
 from paddle_llm.models.weights.names import hugging_face
 from paddle_llm.quantization.gptq import GPTQOptions
 from paddle_llm.quantization.grid import Grid
@@ -272,7 +272,7 @@ def _quantization_config(source: Source, options: QuantizeOptions) -> dict[str, 
     """Return the settings as gptqmodel writes them."""
     return {
         "quant_method": "gptq",
-        "checkpoint_format": "gptq",
+        "checkpoint_format": format_written(options.bits),
         "bits": options.bits,
         "group_size": options.group_size,
         "sym": options.symmetric,

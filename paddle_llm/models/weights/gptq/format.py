@@ -11,6 +11,7 @@ weight[o, i] = scale[g, o] * (code[i, o] - zero[g, o]) with g = g_idx[i].
 ==============  ==================  ===================================================================================
 
 Packed numbers are a stream of bits, lowest bit first: 8 numbers of 4 bits are one word, 32 numbers of 3 bits are three.
+With 3 bits only `gptq_v2` is used: in the format `gptq` AutoGPTQ subtracts 1 from each zero, gptqmodel (4.2.5) another number from each word.
 
 Shapes: I inputs, O outputs, G groups, N numbers to pack, W words.
 """
@@ -29,6 +30,7 @@ QWEIGHT, QZEROS, SCALES, G_IDX = "qweight", "qzeros", "scales", "g_idx"
 PARTS = (QWEIGHT, QZEROS, SCALES, G_IDX)
 CONFIG_KEY = "quantization_config"
 _FORMATS = ("gptq", "gptq_v2")
+_AMBIGUOUS_BITS = 3
 _WORD = 32  # bits
 
 
@@ -69,11 +71,23 @@ def read_settings(raw: Mapping[str, Any]) -> GPTQSettings | str | None:
         return f"{CONFIG_KEY}: gptq with group_size = {group_size!r}"
     if kind not in _FORMATS or found.get("is_marlin_format"):
         return f"{CONFIG_KEY}: gptq with checkpoint_format = {kind!r}, readable are {', '.join(_FORMATS)}"
+    if kind == "gptq" and bits == _AMBIGUOUS_BITS:
+        return f"{CONFIG_KEY}: gptq with 3 bits and checkpoint_format = 'gptq', whose zeros programs store differently; readable is gptq_v2"
     if found.get("dynamic"):
         return f"{CONFIG_KEY}: gptq with other settings for some layers (dynamic)"
     if str(found.get("pack_dtype") or "int32") != "int32":
         return f"{CONFIG_KEY}: gptq with pack_dtype = {found['pack_dtype']!r}"
-    return GPTQSettings(int(bits), group_size, _FORMATS[::-1].index(kind))
+    return GPTQSettings(int(bits), group_size, zero_offset(kind))
+
+
+def format_written(bits: int) -> str:
+    """Return the format in which layers are written: `gptq`, which more programs read, where it is unambiguous."""
+    return "gptq_v2" if bits == _AMBIGUOUS_BITS else "gptq"
+
+
+def zero_offset(kind: str) -> int:
+    """Return the number that a format subtracts from a zero."""
+    return 1 if kind == "gptq" else 0
 
 
 # ---- packing --------------------------------------------------------------------------------------------------------
