@@ -110,7 +110,7 @@ def evaluate(
     """Print a table of models: perplexity or scores of answers, size on disk, peak memory and tokens per second.
 
     A MODEL is a model folder, a Hugging Face folder, a quantized folder or the output folder of a run. With several, each is
-    evaluated in a process of its own, one after the other, so that peak memory and speed can be compared.
+    evaluated in a separate process, one after the other, so that peak memory and speed can be compared.
     """
     from paddle_llm.generation.evaluation.evaluate import EvaluateOptions
     from paddle_llm.generation.evaluation.inputs import read_inputs
