@@ -92,7 +92,7 @@ def result_lines(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{counted(result['world_size'], 'rank')}, {counted(step['simulated_steps'], 'simulated step')}",
         f"  step without disturbances  {step['ideal_ms']:,.1f} ms, a rank waits {step['idle_share']:.1%} of the pipeline's time",
-        f"  mean step                  {step['mean_ms']:,.1f} ms (+{step['slower_than_ideal']:.1%})",
+        f"  mean step                  {step['mean_ms']:,.1f} ms ({step['slower_than_ideal']:+.1%})",
         "  quantiles                  "
         + ", ".join(f"{share} {step[f'p{share[:-1]}_ms']:,.1f} ms" for share in ("5%", "50%", "95%", "99%"))
         + f", largest {step['max_ms']:,.1f} ms",
