@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.checkpoint.format.verify import problem_of
 from paddle_llm.checkpoint.saving import protocol
 from paddle_llm.core.errors import EXIT_INTERRUPTED, EXIT_RESUME, StopRequested, exit_on_user_error
 from paddle_llm.parallel.process.stop_request import MARK_VARIABLE, defer_stop, stop_on_signals
@@ -124,6 +125,21 @@ def test_an_evaluation_that_was_stopped_selects_the_best_checkpoint_later(tmp_pa
     assert len(losses) == 3 and losses[0] == min(losses)
     assert resumed.state.best_model_checkpoint == str(first)
     assert resumed.evaluate()["eval_loss"] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_a_stop_waits_for_the_save_in_the_background(whole, tmp_path, monkeypatch):
+    """The signal arrives in the step after a save, which then may not have ended."""
+    run = config(tmp_path)
+    with signal_at(monkeypatch, signal.SIGTERM, PretrainTrainer, "training_step", 5) as trainers:
+        stopped(make_trainer(run, async_save=True), trainers)
+    output = tmp_path / "output"
+    assert [step for step, _ in checkpoints.list_checkpoints(output)] == [5, 6]
+    assert all(problem_of(folder, "full") is None for _, folder in checkpoints.list_checkpoints(output))
+    assert not list(output.glob(".saving-*"))
+    resumed = make_trainer(run, async_save=True)
+    resumed.train(str(output / "checkpoint-6"))
+    assert numbers(output) == whole[0]
+    assert all(np.array_equal(whole[1][key], value) for key, value in weights(resumed.model).items())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
