@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +111,23 @@ def test_a_save_that_begins_during_another_uses_the_second_buffer(tmp_path, monk
         with Reader(tmp_path / f"checkpoint-{step}") as reader:
             for key, one in tensors(step).items():
                 assert np.array_equal(reader.tensor(key), one.read())
+
+
+def test_the_memory_is_freed_with_the_writer():
+    def open_memory() -> int:
+        return sum(
+            os.readlink(path).startswith("/memfd:checkpoint")
+            for path in Path("/proc/self/fd").iterdir()
+            if path.is_symlink()
+        )
+
+    before = open_memory()
+    writer = BackgroundWriter(0)
+    writer.fill(tensors(1))
+    assert open_memory() > before
+    del writer
+    gc.collect()
+    assert open_memory() == before
 
 
 def number_of_operations(output: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -32,7 +33,10 @@ class SharedBuffer:
     """
 
     def __init__(self, handle: int | None = None) -> None:
-        self.handle = os.memfd_create("checkpoint", os.MFD_CLOEXEC) if handle is None else handle
+        if handle is None:
+            handle = os.memfd_create("checkpoint", os.MFD_CLOEXEC)
+            weakref.finalize(self, os.close, handle)  # otherwise the memory would remain until the process ends
+        self.handle = handle
         self._memory: mmap.mmap | None = None
 
     def fill(self, tensors: Mapping[str, LocalTensor]) -> dict[str, Any]:
