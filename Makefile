@@ -34,7 +34,7 @@ lint: install
 # A worker of the tests runs whole files, which share fixtures. A test may start more processes.
 WORKERS ?= 2
 test: lint
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --durations 20 --durations-min 5
 
 # Also the slow tests, and the thorough profile of tests/conformance: 10,000 texts for each tokenizer, 500 generated inputs.
 # One worker, because some of the slow tests measure memory and time.

@@ -434,6 +434,7 @@ sys.addaudithook(kill_once)
 """
 
 
+@pytest.mark.slow  # tests/distributed/test_training_commands.py restarts a killed job with the same supervisor
 @pytest.mark.timeout(400)
 def test_one_card_on_a_cpu_resumes_after_a_failure(job: Path, tmp_path: Path) -> None:
     """The trainer is killed after its first checkpoint; the script starts it again and no step is lost or repeated."""

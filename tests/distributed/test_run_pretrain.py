@@ -79,7 +79,7 @@ def test_the_command_of_the_tutorial_runs(whole):
     assert any((output / "visualdl").iterdir())
 
 
-@pytest.mark.parametrize("victim", ["rank 1", "launcher"])
+@pytest.mark.parametrize("victim", ["rank 1", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_a_killed_job_resumes_exactly(victim, corpus, whole, tmp_path):
     """SIGKILL after the first checkpoint: all processes end, and after a restart the rows are those of one run."""
     output, log = tmp_path / "killed", tmp_path / "log2" / "workerlog.0"
