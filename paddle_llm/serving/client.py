@@ -11,6 +11,7 @@ from paddle_llm.serving.engine.messages import Cancel, Step
 from paddle_llm.serving.engine.process import EngineProcess
 from paddle_llm.serving.engine.texts import EngineState, Finished, Started, TextRequest, TokenAdded
 from paddle_llm.serving.errors import RequestError
+from paddle_llm.serving.metrics import Metrics
 
 _LONGEST_RETRY = 60  # seconds
 _WEIGHT_OF_NEWEST = 0.2  # in the mean duration of texts
@@ -67,10 +68,11 @@ class Texts:
                 raise RequestError(event.message, status=500)
         return self._keys.index(event.key), event
 
-    def cancel(self, index: int) -> None:
-        """End one text, for example because of a stop string. Its `Finished` follows."""
+    def complete(self, index: int) -> None:
+        """End one text because of a stop string. Its `Finished` follows."""
         key = self._keys[index]
         if key in self._open:
+            self._client.metrics.on_stop_string(key)
             self._client.cancel(key)
 
     def close(self) -> None:
@@ -98,17 +100,22 @@ class EngineClient:
         max_queue: Maximum number of texts that wait for the engine.
         max_batch_size: Number of texts that the engine decodes together.
         request_timeout: Maximum duration of a request, in seconds.
+        model: Name of the model, for the metrics.
 
     Attributes:
+        metrics: Load and speed of the server.
         state: Load of the engine after its newest step.
         has_ended: Whether the process of the engine has ended.
         ended: Event that is set when it ends; after `start`.
     """
 
-    def __init__(self, process: EngineProcess, *, max_queue: int, max_batch_size: int, request_timeout: float) -> None:
+    def __init__(
+        self, process: EngineProcess, *, max_queue: int, max_batch_size: int, request_timeout: float, model: str
+    ) -> None:
         self._process, self._max_queue, self._max_batch_size = process, max_queue, max_batch_size
         self.request_timeout = request_timeout
         self.state = EngineState(0, 0, 0.0)
+        self.metrics = Metrics(model, lambda: (self.state, self.queued))
         self.has_ended = False
         self._texts: dict[str, Texts] = {}
         self._queued: set[str] = set()
@@ -169,6 +176,7 @@ class EngineClient:
             self._texts[request.key] = texts
             self._submitted[request.key] = now
             self._queued.add(request.key)
+            self.metrics.on_submit(request)
             self._process.send(request)
         texts.start_timer(self.request_timeout)
         return texts
@@ -184,6 +192,7 @@ class EngineClient:
             texts = self._texts.get(event.key)
             if texts is None:
                 continue
+            self.metrics.on_event(event)
             if isinstance(event, Started):
                 self._queued.discard(event.key)
                 continue

@@ -18,12 +18,11 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.core.signals import interrupt_on_sigterm
 from paddle_llm.export.targets.output_folder import human
 from paddle_llm.generation.static.program import is_static
-from paddle_llm.serving.client import EngineClient
 from paddle_llm.serving.engine.process import EngineProcess
 from paddle_llm.serving.model import open_served_model
 from paddle_llm.serving.options import ServeOptions
 
-_LIBRARIES = ("fastapi", "uvicorn")
+_LIBRARIES = ("fastapi", "uvicorn", "prometheus_client")
 _SECONDS_WITHOUT_REQUEST = 30.0  # after which a connection is closed
 
 
@@ -56,13 +55,16 @@ def serve(options: ServeOptions) -> None:
                 f"engine: process {process.pid}, cache of {human(ready.cache_bytes)} for {ready.cache_tokens} tokens, "
                 f"at most {ready.max_length} tokens per text, {ready.threads} threads"
             )
+            from paddle_llm.serving.client import EngineClient  # needs the extra `serve`
+
             client = EngineClient(
                 process,
                 max_queue=options.max_queue,
                 max_batch_size=options.engine.max_batch_size,
                 request_timeout=options.request_timeout,
+                model=model.names[0],
             )
-            from paddle_llm.serving.http.app import Server  # needs the extra `serve`
+            from paddle_llm.serving.http.app import Server
 
             asyncio.run(_serve(Server(model, client), listener, options))
         finally:
@@ -162,7 +164,7 @@ async def _serve(server: Any, listener: socket.socket, options: ServeOptions) ->
     )
 
 
-async def _stop_with_engine(client: EngineClient, http: Any) -> None:
+async def _stop_with_engine(client: Any, http: Any) -> None:
     await client.ended.wait()
     http.should_exit = True
 

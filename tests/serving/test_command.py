@@ -64,7 +64,7 @@ def test_a_cache_that_cannot_hold_one_text_is_refused_with_a_number(program):
     assert longest_text(description, None) == 256 and longest_text(description, 100) == 100
 
 
-@pytest.mark.parametrize("library", ["fastapi", "uvicorn"])
+@pytest.mark.parametrize("library", ["fastapi", "uvicorn", "prometheus_client"])
 def test_a_missing_extra_is_one_message(program, library):
     code = (
         f"import importlib.util as u; find = u.find_spec; u.find_spec = lambda name: None if name == {library!r} else find(name)\n"

@@ -157,7 +157,7 @@ class Answers:
         text = choice.stream.add(event.token)
         if not choice.stream.stopped:
             return Piece(index, text, tokens)
-        self._texts.cancel(index)
+        self._texts.complete(index)
         return Piece(index, text, tokens, "stop")
 
     def _on_end(self, index: int, event: Finished) -> Piece:

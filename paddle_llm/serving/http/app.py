@@ -129,6 +129,11 @@ def _add_state_routes(app: FastAPI, server: Server) -> None:
         load = {"running": state.running, "waiting": client.queued, "cache_use": round(state.cache_use, 4)}
         return JSONResponse({"ready": not client.has_ended, **load}, 503 if client.has_ended else 200)
 
+    @app.get("/metrics")
+    async def _metrics() -> Response:
+        """Return the load and the speed of the server in Prometheus's format."""
+        return Response(server.client.metrics.render(), media_type=server.client.metrics.content_type)
+
     @app.get("/v1/models")
     async def _models() -> JSONResponse:
         """List the names of the model."""
