@@ -118,7 +118,6 @@ class BackgroundWriter:
                 stdout=subprocess.PIPE,
                 pass_fds=[*handles, *listening],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *_given_path()])},
-                start_new_session=True,  # signals of a terminal or a launcher to the group of the rank are not for it
             )
         if listener is not None:
             listener.close()

@@ -31,6 +31,9 @@ def main() -> None:
     """Write the checkpoints that the rank requests, until it closes stdin or asks for the end."""
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    # Signals to the process group of the rank are not for this process. It stays in the session of the rank, with which it
+    # shares processor time: Linux divides the time among sessions.
+    os.setpgid(0, 0)
     start = json.loads(sys.stdin.buffer.readline())
     _end_with(start["parent"])
     reports = _Reports()
