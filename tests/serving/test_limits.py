@@ -137,6 +137,7 @@ def test_unfinished_streams_are_completed_before_the_end(endless):
         assert not is_running(server.engine_pid)
 
 
+@pytest.mark.slow
 def test_requests_that_take_too_long_and_a_short_drain(endless):
     options = ("--request_timeout", "1", "--drain_timeout", "1", "--kv_cache_gb", "0.2")
     with running(endless, *options) as server:
@@ -149,6 +150,7 @@ def test_requests_that_take_too_long_and_a_short_drain(endless):
         assert server.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.slow
 def test_a_lost_engine_ends_the_server(endless):
     with running(endless, "--kv_cache_gb", "0.2") as server:
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body(server, stream=True), timeout=60) as stream:
@@ -161,6 +163,7 @@ def test_a_lost_engine_ends_the_server(endless):
         assert "ended unexpectedly" in server.wait_for_line("error: ")
 
 
+@pytest.mark.slow
 def test_tls(program, tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
