@@ -1,4 +1,4 @@
-"""Generated pages of docs/reference: flags, commands and supported models.
+"""Generated pages of docs/reference (flags, commands, supported models) and the table in configs/README.md.
 
 `python -m docs.generate` writes them. A test compares them with the code.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from docs.recipes_table import README, with_table
 from paddle_llm.cli.main import paddle_llm
 from paddle_llm.config.defaults import LEARNING_RATES, entry_defaults
 from paddle_llm.config.help import default_text, fields_by_group, type_text
@@ -286,9 +287,11 @@ PAGES: dict[str, Callable[[], str]] = {"flags.md": flags_page, "cli.md": cli_pag
 
 
 def main(folder: str | None = None) -> None:
-    """Write all pages to `folder`, by default docs/reference."""
+    """Write all pages to `folder`, by default docs/reference; then also the table of recipes in configs/README.md."""
     for name, text in PAGES.items():
         Path(folder or REFERENCE, name).write_text(text(), encoding="utf-8")
+    if folder is None:
+        README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.layout import Layout
-from paddle_llm.config.local_files.model_folder import read_model_facts
+from docs.recipes_table import README, card_of, memory_of, with_table, world_size
 from paddle_llm.config.methods import CHOICES, chosen
 from paddle_llm.config.reader import resolve
-from paddle_llm.planner.flops import parameter_count
+from paddle_llm.planner.gpus import find_gpu
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs" / "pretrain").glob("*.json"))
+USABLE = 0.9  # of a card; the rest is a margin
 GPU_FILES = [path for path in FILES if path.stem != "quickstart"]
 
 
 FINETUNE = sorted((ROOT / "configs" / "finetune").glob("*.json"))
-
-
-def _load_memory_script():
-    spec = importlib.util.spec_from_file_location("configs_memory", ROOT / "configs" / "memory.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-memory = _load_memory_script()
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +28,8 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(path: Path, device: str = "gpu"):
-    world_size = memory.world_size(json.loads(path.read_text()))
     entry = "finetune" if path in FINETUNE else "pretrain"
-    return resolve([str(path)], world_size=world_size, entry=entry, device=device)
+    return resolve([str(path)], world_size=world_size(path), entry=entry, device=device)
 
 
 @pytest.mark.parametrize("path", [*FILES, *FINETUNE], ids=lambda path: path.stem)
@@ -54,7 +39,7 @@ def test_the_reader_accepts_a_configuration(path: Path) -> None:
     for key, value in raw.items():  # the reader changes no value
         assert getattr(resolved.config, key) == value, key
         assert resolved.origins[key] == f"file {path}"
-    assert resolved.layout.world_size == memory.world_size(raw)
+    assert resolved.layout.world_size == world_size(path)
     assert resolved.config.output_dir.endswith(path.stem) or path.stem == "quickstart"
 
 
@@ -72,45 +57,19 @@ def test_the_name_of_a_configuration_contains_its_layout(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GPU_FILES, ids=lambda path: path.stem)
 def test_a_configuration_fits_its_card(path: Path) -> None:
-    resolved = read(path)
-    assert resolved.facts is not None
-    total = memory.memory_per_rank(resolved.config, resolved.facts, resolved.layout).total
-    assert total < memory.USABLE * memory.CARDS[memory.card_of(path)]
+    assert memory_of(path).total < USABLE * find_gpu(card_of(path)).memory_bytes
 
 
 def test_the_table_in_the_readme_is_current() -> None:
-    readme = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
-    assert readme == memory.with_table(readme), "run: python configs/memory.py --write"
-
-
-def test_memory_equals_a_computation_by_hand() -> None:
-    """LLaMA-7B, tp2 x sharding4 stage 2: N = (6738415616 / 2), 2N + 4N/4 + 12N/4 = 6N; 16 of 224 matrices in flight."""
-    resolved = read(ROOT / "configs" / "pretrain" / "llama_7b_tp2_sharding4_stage2.json")
-    assert resolved.facts is not None
-    rank = memory.memory_per_rank(resolved.config, resolved.facts, resolved.layout)
-    n = 6_738_415_616 // 2
-    assert rank.parameters == n
-    assert rank.weights + rank.gradients + rank.optimizer == pytest.approx(6 * n + 4 * n * 16 / (7 * 32), rel=1e-12)
-    s_b, h, f = 2048 * 4, 4096, 11008
-    by_hand = 2 * s_b * h * 32 + 2 * s_b * (8 * h + (12 * h + 6 * f) / 2) + 14 * s_b * 32000 / 2
-    assert rank.activations == pytest.approx(by_hand, rel=1e-12)
-
-
-def test_the_shares_of_all_ranks_add_up_to_the_model() -> None:
-    """Without embedding and head, the shares of all stages and tensor ranks add up to the model; no share is lost by rounding."""
-    facts = read_model_facts(ROOT / "configs" / "models" / "llama-2-70b")
-    whole = memory.parameters_per_rank(facts, Layout())
-    assert whole == parameter_count(facts)
-    share = memory.parameters_per_rank(facts, Layout(tensor=8, pipeline=4))
-    ends = 2 * 32000 * 8192 + 8192
-    assert share * 32 == pytest.approx(whole - ends + 4 * (ends / 2), rel=1e-4)
+    readme = README.read_text(encoding="utf-8")
+    assert readme == with_table(readme), "run: python -m docs.generate"
 
 
 def test_every_model_of_the_list_has_a_configuration() -> None:
     wanted = {path.parent.name for path in (ROOT / "configs" / "models").glob("*/config.json")}
     used = {Path(json.loads(path.read_text())["model_name_or_path"]).name.lower() for path in (*FILES, *FINETUNE)}
     assert used == wanted
-    sizes = {memory.world_size(json.loads(path.read_text())) for path in GPU_FILES}
+    sizes = {world_size(path) for path in GPU_FILES}
     assert min(sizes) == 1 and max(sizes) == 64
 
 
@@ -126,9 +85,7 @@ def test_the_name_of_a_configuration_contains_its_method(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in FINETUNE if path.stem.endswith("_full")], ids=lambda path: path.stem)
 def test_fine_tuning_of_all_weights_fits_its_card(path: Path) -> None:
-    resolved = read(path)
-    total = memory.memory_per_rank(resolved.config, resolved.facts, resolved.layout).total
-    assert total < memory.USABLE * memory.CARDS["80 GB"]
+    assert memory_of(path).total < USABLE * find_gpu("a100-80g").memory_bytes
 
 
 def test_the_readme_has_the_learning_rates_of_the_files() -> None:

@@ -12,6 +12,7 @@ from paddle_llm.families.spec import (
     ROW,
     Capabilities,
     ConfigJson,
+    CpuOperations,
     DropoutKeys,
     Engines,
     Family,
@@ -160,6 +161,7 @@ BLOOM = Family(
         position_rows=1,
         position_offset=0,
     ),
+    cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=7),
     engines=Engines(transformers=True, paddleformers=False, fastdeploy=False),
     shapes=with_all_biases,
 )  # fmt: skip

@@ -13,6 +13,7 @@ from paddle_llm.families.spec import (
     ROW,
     Capabilities,
     ConfigJson,
+    CpuOperations,
     Engines,
     Family,
     Network,
@@ -163,6 +164,7 @@ CHATGLM = Family(
         position_rows=2,
         position_offset=0,
     ),
+    cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=1),
     engines=Engines(transformers=False, paddleformers=False, fastdeploy=False),
     shapes=with_all_biases,
 )  # fmt: skip

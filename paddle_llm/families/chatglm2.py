@@ -15,6 +15,7 @@ from paddle_llm.families.spec import (
     ROW,
     Capabilities,
     ConfigJson,
+    CpuOperations,
     DropoutKeys,
     Engines,
     Family,
@@ -183,6 +184,7 @@ CHATGLM2 = Family(
         position_rows=1,
         position_offset=0,
     ),
+    cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=3),
     engines=Engines(transformers=False, paddleformers=False, fastdeploy=False),
     shapes=_shapes,
 )  # fmt: skip

@@ -15,6 +15,7 @@ from paddle_llm.families.spec import (
     ROW,
     Capabilities,
     ConfigJson,
+    CpuOperations,
     DropoutKeys,
     Engines,
     Family,
@@ -182,6 +183,7 @@ GLM = Family(
         position_rows="block_position_encoding",
         position_offset=0,
     ),
+    cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=1),
     engines=Engines(transformers=False, paddleformers=False, fastdeploy=False),
     shapes=_shapes,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from paddle_llm.families.spec import (
     COLUMN,
     Capabilities,
     ConfigJson,
+    CpuOperations,
     Engines,
     Family,
     Weights,
@@ -112,6 +113,7 @@ LLAMA = Family(
     ),
     network=decoder.NETWORK,
     static_program=decoder.static_program("llama", "paddlenlp.transformers.llama.modeling:LlamaAttention"),
+    cpu_operations=CpuOperations(attention_in_blocks=True, activation_keeps=3),
     engines=Engines(transformers=True, paddleformers=True, fastdeploy=True),
     shapes=_shapes,
 )  # fmt: skip

@@ -9,7 +9,16 @@ from paddle_llm.families import decoder
 from paddle_llm.families.config_keys import expect, expect_head_width, same
 from paddle_llm.families.parameters import decoder_shapes
 from paddle_llm.families.rope import translate_rope
-from paddle_llm.families.spec import COLUMN, Capabilities, ConfigJson, Engines, Family, PrefixLayers, Weights
+from paddle_llm.families.spec import (
+    COLUMN,
+    Capabilities,
+    ConfigJson,
+    CpuOperations,
+    Engines,
+    Family,
+    PrefixLayers,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from paddlenlp.transformers import PretrainedConfig
@@ -108,6 +117,7 @@ MISTRAL = Family(
         ),
     ),
     static_program=decoder.static_program("mistral", "paddlenlp.transformers.mistral.modeling:MistralAttention"),
+    cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=3),
     engines=Engines(transformers=True, paddleformers=False, fastdeploy=False),
     shapes=decoder_shapes,
 )  # fmt: skip

@@ -13,6 +13,7 @@ from paddle_llm.families.spec import (
     ROW,
     Capabilities,
     ConfigJson,
+    CpuOperations,
     DropoutKeys,
     Engines,
     Family,
@@ -195,6 +196,7 @@ OPT = Family(
         position_rows=1,
         position_offset=_UNUSED_POSITIONS,
     ),
+    cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=0),
     engines=Engines(transformers=True, paddleformers=False, fastdeploy=False),
     shapes=_shapes,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from paddle_llm.families.spec import (
     COLUMN,
     Capabilities,
     ConfigJson,
+    CpuOperations,
     Engines,
     Family,
     Weights,
@@ -115,6 +116,7 @@ QWEN2 = Family(
     network=decoder.NETWORK,
     static_program=decoder.static_program("qwen2", "paddlenlp.transformers.qwen2.modeling:Qwen2Attention"),
     # PaddleFormers asks for paddlefleet, which runs on GPUs only.
+    cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=2),
     engines=Engines(transformers=True, paddleformers=False, fastdeploy=True),
     shapes=_shapes,
 )  # fmt: skip

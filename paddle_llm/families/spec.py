@@ -299,6 +299,19 @@ class StaticProgram:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CpuOperations:
+    """What the network's operations keep for the backward pass on a CPU, for the planner of memory.
+
+    Attributes:
+        attention_in_blocks: Whether attention skips the upper half of the scores (`models/patches/shared/cpu_attention.py`).
+        activation_keeps: Number of tensors of the feed-forward width that the activation keeps beside its result.
+    """
+
+    attention_in_blocks: bool
+    activation_keeps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Engines:
     """Other programs that can run an export of the family.
 
@@ -329,6 +342,7 @@ class Family:
         weights: Names and layout of the weights.
         network: Arguments, outputs and layer names.
         static_program: Structure of the network, for the static export.
+        cpu_operations: What operations keep on a CPU.
         engines: Other programs that can run an export.
         shapes: Function from the family and the shape of a model to its weights.
     """
@@ -345,6 +359,7 @@ class Family:
     weights: Weights
     network: Network
     static_program: StaticProgram
+    cpu_operations: CpuOperations
     engines: Engines
     shapes: Callable[[Family, ModelFacts], ModelShapes]
 
