@@ -76,13 +76,14 @@ class Network:
             x = copy(tape, x)
         logits = linear(tape, x, self._weight(table), n.logits(n.element))
         del x
-        if FAMILIES[job.model.model_type].network.head_length_axis == 0:
-            logits = copy(tape, logits)  # [S, B, V] -> [B, S, V]
+        computed = logits  # the network returns them with the loss
+        if FAMILIES[job.model.model_type].network.head_length_axis == 0 and job.layout.tensor == 1:
+            logits = copy(tape, logits)  # [S, B, V] -> [B, S, V]; the parallel loss needs no copy
         if self._on_cpu:
             loss = cpu_ops.cross_entropy(tape, logits, n, parallel=job.layout.tensor > 1, padded=self._is_padded())
         else:
             loss = gpu_ops.cross_entropy(tape, logits, n)
-        del labels
+        del labels, computed
         return loss
 
     # ---- a layer -------------------------------------------------------------------------------------------------
