@@ -12,7 +12,7 @@ from paddle_llm.cli.path_option import PATH, PATHLIB
 from paddle_llm.core.console import say
 from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import EXIT_INTERRUPTED
-from paddle_llm.export.api import TARGETS, Exported, export
+from paddle_llm.export.api import DTYPES, TARGETS, Exported, export
 from paddle_llm.export.targets.output_folder import human
 from paddle_llm.export.verification.report import ExportFailed, report_findings
 
@@ -22,6 +22,7 @@ Examples:
   paddle-llm export output/llama_7b/checkpoint-2000 --target fastdeploy exports/served --dtype bfloat16
   paddle-llm export models/llama-7b --adapter output/lora/adapter --target hf exports/tuned --max_shard_size 2GB
   paddle-llm export models/chatglm3-6b --target static exports/program
+  paddle-llm export output/llama_7b --target gguf exports/llama_7b_gguf --dtype q8_0
 """
 
 
@@ -36,7 +37,7 @@ Examples:
 )
 @click.option("--adapter", type=PATHLIB, help="LoRA or AdaLoRA adapter to merge into the weights of CHECKPOINT.")
 @click.option("--tokenizer", type=PATHLIB, help="Folder of the tokenizer. [default: CHECKPOINT]")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as stored]")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Type of the weights; q8_0 with --target gguf only. [default: as stored]")
 @click.option(
     "--max_shard_size", default="5GB", show_default=True, help="Maximum size of a file with weights, such as 500MB."
 )
@@ -44,7 +45,7 @@ Examples:
 @click.option(
     "--engines",
     callback=lambda context, option, names: names if names is None else [name.strip() for name in names.split(",")],
-    help="Engines to compare with, separated by commas: paddle, paddle.inference, transformers, paddleformers. "
+    help="Engines to compare with, separated by commas: paddle, paddle.inference, transformers, paddleformers, llama.cpp. "
     "[default: all that are installed]",
 )
 @click.option(
@@ -77,7 +78,7 @@ def export_command(checkpoint: str, out: str, target: str, no_verify: bool, **op
 
 def _print_summary(done: Exported) -> None:
     """Print the result on stdout."""
-    shards = [size for name, size in done.files.items() if name.endswith((".safetensors", ".pdiparams"))]
+    shards = [size for name, size in done.files.items() if name.endswith((".safetensors", ".pdiparams", ".gguf"))]
     count = counted(len(shards) or 1, "file of weights", "files of weights")
     click.echo(
         f"{done.folder}: {TARGETS[done.target][1]}, {human(sum(done.files.values()))}, {count}, {done.seconds:.1f} s"

@@ -54,6 +54,7 @@ EXPORT_RECORD = "export.json"  # what was exported, and the results of its verif
 STATIC_STEP = "step.json"  # inputs and outputs of a static program; its presence marks a static export
 STATIC_PROGRAM = "model.json"
 STATIC_WEIGHTS = "model.pdiparams"
+GGUF = "model.gguf"  # the only file with weights, tokenizer and chat template of an export for llama.cpp
 
 # ---- shared by data and models
 IGNORE_INDEX = -100  # label of a position without loss

@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from paddle_llm import __version__
@@ -21,11 +22,13 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.export.options import Options
 from paddle_llm.export.source.dtypes import ITEM_SIZES
 from paddle_llm.export.source.source import Source
+from paddle_llm.export.targets.gguf.tensors import Q8_0, gguf_tensors
 from paddle_llm.export.targets.hugging_face import usual_dtype
 from paddle_llm.export.targets.output_folder import check_out, check_outside, check_space, human
 from paddle_llm.export.targets.serving_files import write_readme
 from paddle_llm.export.verification.compare import Finding
 from paddle_llm.export.verification.report import VerificationOptions, check_options, verify_export
+from paddle_llm.families import FAMILIES
 from paddle_llm.generation.network import start_process
 from paddle_llm.models.configuration.machine_paths import portable_name
 
@@ -33,7 +36,9 @@ TARGETS = {
     "hf": ("paddle_llm.export.targets.hugging_face:write_hf", "Hugging Face's folder"),
     "fastdeploy": ("paddle_llm.export.targets.fastdeploy:write_fastdeploy", "FastDeploy 2.x's folder"),
     "static": ("paddle_llm.export.targets.static.target:write_static", "a static program for paddle.inference"),
+    "gguf": ("paddle_llm.export.targets.gguf.target:write_gguf", "one GGUF file for llama.cpp"),
 }
+DTYPES = ("float32", "bfloat16", "float16", Q8_0)
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _MIN_BYTES = 10**6  # a smaller size without a unit probably lacks MB or GB
 
@@ -44,7 +49,7 @@ class Exported:
 
     Attributes:
         folder: Folder of the export.
-        target: "hf", "fastdeploy" or "static".
+        target: "hf", "fastdeploy", "static" or "gguf".
         files: Name -> size in bytes.
         findings: Findings of the verification, at least one per engine; [] without verification.
         seconds: Duration of the export.
@@ -76,11 +81,11 @@ def export(
 
     Args:
         folder: Model folder, output folder of a run, checkpoint of any layout, or adapter.
-        target: "hf", "fastdeploy" or "static".
+        target: "hf", "fastdeploy", "static" or "gguf".
         out: Folder of the export.
         adapter: Adapter that is merged into the weights of `folder`.
         tokenizer: Folder of the tokenizer; None: the one beside the adapter or the weights.
-        dtype: "float32", "bfloat16" or "float16"; None: as stored.
+        dtype: "float32", "bfloat16" or "float16"; for gguf also "q8_0"; None: as stored.
         max_shard_size: Maximum size of a weight file, such as "5GB" or "500MB", or a number of bytes.
         verify: Whether logits and greedy tokens of the export are compared with those of its source.
         overwrite: Whether an existing export at `out` is replaced.
@@ -103,8 +108,9 @@ def export(
     verification = VerificationOptions(verify, None if engines is None else tuple(engines), paddleformers_python)
     check_options(target, verification)
     _check_process()
-    if target == "static" and options.max_shard_size != Options.max_shard_size:
-        say("--max_shard_size has no effect: a static program has one file of weights")
+    _check_dtype(target, dtype)
+    if target in ("static", "gguf") and options.max_shard_size != Options.max_shard_size:
+        say(f"--max_shard_size has no effect: {TARGETS[target][1]} has one file of weights")
     source = _open_source(folder, adapter, tokenizer, out, allow_pickle=allow_pickle)
     _check_source(source, target, out, options)
     with staged_folder(out) as staged:
@@ -132,6 +138,20 @@ def size_in_bytes(text: str | int) -> int:
     return int(float(match.group(1)) * unit)
 
 
+def _check_dtype(target: str, dtype: str | None) -> None:
+    """Check the type of the weights, and that the library of a target is installed.
+
+    Raises:
+        UserError: If the type is unknown to the target, or the library is missing.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype} is unknown. Use {', '.join(DTYPES)}.")
+    if dtype == Q8_0 and target != "gguf":
+        raise UserError(f"--dtype {dtype} is a type of GGUF files. Use it with --target gguf.")
+    if target == "gguf" and find_spec("gguf") is None:
+        raise UserError("--target gguf needs the package gguf. Install it: pip install 'paddle_llm[gguf]'.")
+
+
 def _check_process() -> None:
     """Raise UserError if this process is one of several ranks."""
     ranks = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
@@ -155,17 +175,23 @@ def _open_source(
 
 def _check_source(source: Source, target: str, out: Path, options: Options) -> None:
     """Check that the source has what the target needs and that the disk has space, and report what is written."""
-    if target == "fastdeploy" and source.tokenizer is None:
+    if target == "gguf" and source.family.engines.gguf is None:
+        able = ", ".join(family.title for family in FAMILIES.values() if family.engines.gguf)
+        raise UserError(f"--target gguf does not support {source.family.title}. It supports {able}. Use --target hf.")
+    if target in ("fastdeploy", "gguf") and source.tokenizer is None:
         raise UserError(
-            f"--target fastdeploy needs a tokenizer, and {source.folder} has none. Give one with --tokenizer."
+            f"--target {target} needs a tokenizer, and {source.folder} has none. Give one with --tokenizer."
         )
-    size = _weight_bytes(source, "float32" if target == "static" else options.dtype)
+    size = _weight_bytes(source, target, options.dtype)
     check_space(out, size)
     say(f"writing {source.family.title}, {human(size)} of weights, to {out}")
 
 
-def _weight_bytes(source: Source, dtype: str | None) -> int:
+def _weight_bytes(source: Source, target: str, dtype: str | None) -> int:
     """Return the size of all weights in a dtype; None: as stored."""
+    if target == "gguf":
+        return sum(tensor.nbytes for tensor in gguf_tensors(source, dtype))
+    dtype = "float32" if target == "static" else dtype
     return sum(math.prod(source.shape(name)) * ITEM_SIZES[dtype or source.dtype(name)] for name in source.names())
 
 
@@ -189,5 +215,5 @@ def _describe_dtype(source: Source, target: str, options: Options) -> str:
     if options.dtype or target == "static":
         return options.dtype or "float32"
     usual = usual_dtype(source)
-    others = sorted({source.dtype(name) for name in source.names()} - {usual}) if target == "hf" else []
+    others = sorted({source.dtype(name) for name in source.names()} - {usual}) if target in ("hf", "gguf") else []
     return " and ".join([usual, *others])

@@ -10,7 +10,7 @@ class Options:
     """How an export is written.
 
     Attributes:
-        dtype: "float32", "bfloat16" or "float16"; None: each tensor as stored.
+        dtype: "float32", "bfloat16", "float16" or, in a GGUF file, "q8_0"; None: each tensor as stored.
         max_shard_size: Maximum number of bytes of tensors in a weight file (a tensor is never split).
     """
 

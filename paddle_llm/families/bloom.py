@@ -162,6 +162,6 @@ BLOOM = Family(
         position_offset=0,
     ),
     cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=7),
-    engines=Engines(transformers=True, paddleformers=False, fastdeploy=False),
+    engines=Engines(transformers=True, paddleformers=False, fastdeploy=False, gguf=None),
     shapes=with_all_biases,
 )  # fmt: skip

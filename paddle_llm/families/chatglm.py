@@ -165,6 +165,6 @@ CHATGLM = Family(
         position_offset=0,
     ),
     cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=1),
-    engines=Engines(transformers=False, paddleformers=False, fastdeploy=False),
+    engines=Engines(transformers=False, paddleformers=False, fastdeploy=False, gguf=None),
     shapes=with_all_biases,
 )  # fmt: skip

@@ -17,6 +17,7 @@ from paddle_llm.families.spec import (
     CpuOperations,
     Engines,
     Family,
+    Gguf,
     Weights,
 )
 
@@ -114,6 +115,6 @@ LLAMA = Family(
     network=decoder.NETWORK,
     static_program=decoder.static_program("llama", "paddlenlp.transformers.llama.modeling:LlamaAttention"),
     cpu_operations=CpuOperations(attention_in_blocks=True, activation_keeps=3),
-    engines=Engines(transformers=True, paddleformers=True, fastdeploy=True),
+    engines=Engines(transformers=True, paddleformers=True, fastdeploy=True, gguf=Gguf(architecture="llama", interleaves_rotary=True)),
     shapes=_shapes,
 )  # fmt: skip

@@ -16,6 +16,7 @@ from paddle_llm.families.spec import (
     CpuOperations,
     Engines,
     Family,
+    Gguf,
     PrefixLayers,
     Weights,
 )
@@ -118,6 +119,6 @@ MISTRAL = Family(
     ),
     static_program=decoder.static_program("mistral", "paddlenlp.transformers.mistral.modeling:MistralAttention"),
     cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=3),
-    engines=Engines(transformers=True, paddleformers=False, fastdeploy=False),
+    engines=Engines(transformers=True, paddleformers=False, fastdeploy=False, gguf=Gguf(architecture="llama", interleaves_rotary=True)),
     shapes=decoder_shapes,
 )  # fmt: skip

@@ -197,6 +197,6 @@ OPT = Family(
         position_offset=_UNUSED_POSITIONS,
     ),
     cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=0),
-    engines=Engines(transformers=True, paddleformers=False, fastdeploy=False),
+    engines=Engines(transformers=True, paddleformers=False, fastdeploy=False, gguf=None),
     shapes=_shapes,
 )  # fmt: skip

@@ -17,6 +17,7 @@ from paddle_llm.families.spec import (
     CpuOperations,
     Engines,
     Family,
+    Gguf,
     Weights,
 )
 
@@ -117,6 +118,6 @@ QWEN2 = Family(
     static_program=decoder.static_program("qwen2", "paddlenlp.transformers.qwen2.modeling:Qwen2Attention"),
     # PaddleFormers asks for paddlefleet, which runs on GPUs only.
     cpu_operations=CpuOperations(attention_in_blocks=False, activation_keeps=2),
-    engines=Engines(transformers=True, paddleformers=False, fastdeploy=True),
+    engines=Engines(transformers=True, paddleformers=False, fastdeploy=True, gguf=Gguf(architecture="qwen2", interleaves_rotary=False)),
     shapes=_shapes,
 )  # fmt: skip

@@ -312,6 +312,20 @@ class CpuOperations:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gguf:
+    """The network of llama.cpp that runs a family.
+
+    Attributes:
+        architecture: Value of `general.architecture`.
+        interleaves_rotary: Whether RoPE rotates neighboring values (2i, 2i + 1) of a head, so that the rows of the query and
+            key matrices are written in another order than in Hugging Face's files, which rotate (i, i + D/2).
+    """
+
+    architecture: str
+    interleaves_rotary: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Engines:
     """Other programs that can run an export of the family.
 
@@ -319,11 +333,13 @@ class Engines:
         transformers: Whether transformers has the network itself, with `generate`.
         paddleformers: Whether PaddleFormers runs it on a CPU.
         fastdeploy: Whether FastDeploy 2.x has a network for it.
+        gguf: How llama.cpp runs it; None if the export to GGUF is not supported.
     """
 
     transformers: bool
     paddleformers: bool
     fastdeploy: bool
+    gguf: Gguf | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,6 +146,7 @@ _TITLES = {
     "hf": "for Hugging Face's transformers",
     "fastdeploy": "for FastDeploy 2.x",
     "static": "as a static program for paddle.inference",
+    "gguf": "for llama.cpp",
 }
 _NOT_VERIFIED = {
     "hf": "Only the engines in the table were run.",
@@ -154,6 +155,7 @@ _NOT_VERIFIED = {
         "the weights, tokenizer.json), and the engines in the table, which read the same files, were run."
     ),
     "static": "The program was run on a CPU only.",
+    "gguf": "Only the engines in the table were run. The tokenizer was compared only if llama.cpp is among them.",
 }
 _NOTHING_VERIFIED = {
     "hf": "No engine was run, so whether it computes the same as its source is unknown.",
@@ -162,11 +164,13 @@ _NOTHING_VERIFIED = {
         "FastDeploy's contract (config.json, names, layout and types of the weights, tokenizer.json)."
     ),
     "static": "The program was not run.",
+    "gguf": "No engine was run, so whether it computes the same as its source is unknown.",
 }
 _USE = {
     "hf": 'Load it with `AutoModelForCausalLM.from_pretrained("this folder")`.',
     "fastdeploy": "Serve it with `sh serve.sh 8180` on a machine with FastDeploy 2.x.",
     "static": 'Generate with `paddle-llm generate --static "this folder"`.',
+    "gguf": "Run it with `llama-cli -m model.gguf` or any other program that is built on llama.cpp.",
 }
 
 
@@ -175,7 +179,7 @@ def write_readme(staged: Path, target: str, findings: Sequence[Finding], describ
 
     Args:
         staged: The folder.
-        target: "hf", "fastdeploy" or "static".
+        target: "hf", "fastdeploy", "static" or "gguf".
         findings: Findings of the verification; [] without one.
         described: The record of export.json (source, adapter, family, dtype, paddle_llm).
     """

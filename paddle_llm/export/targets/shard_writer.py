@@ -79,7 +79,7 @@ def write_shards(folder: Path, tensors: Sequence[PlannedTensor], max_shard_size:
     shards = plan_shards(tensors, max_shard_size)
     count = len(shards)
     names = [SAFETENSORS] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    with _progress(sum(tensor.nbytes for tensor in tensors)) as advance:
+    with progress(sum(tensor.nbytes for tensor in tensors)) as advance:
         for name, shard in zip(names, shards, strict=True):
             _write_shard(folder / name, shard, advance)
     if count > 1:
@@ -199,7 +199,7 @@ def _contiguous(part: np.ndarray, buffer: np.ndarray | None) -> np.ndarray:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def progress(total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on a terminal, otherwise lines in a log; yield the function to advance it."""
     if not sys.stderr.isatty():
         yield _log_progress(total)

@@ -28,6 +28,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.renderer import Renderer
 from paddle_llm.export.source.dtypes import ITEM_SIZES
 from paddle_llm.export.verification.contract_weights import AGAIN, lint_files, lint_tensors, lint_types
+from paddle_llm.export.verification.gguf_file import lint_file
 from paddle_llm.families.shape import facts_from_dict, find_family
 from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.weights.weight_shapes import weight_shapes
@@ -46,13 +47,15 @@ def lint(folder: Path, target: str) -> list[str]:
 
     Args:
         folder: Folder of the export.
-        target: "hf", "fastdeploy" or "static".
+        target: "hf", "fastdeploy", "static" or "gguf".
 
     Returns:
         A message for each problem, with what to do; [] if there is none.
     """
     if target == "static":
         return list(_lint_static(folder))
+    if target == "gguf":
+        return list(lint_file(folder))
     raw, problems = _read(folder / MODEL_CONFIG)
     stored, of_files = lint_files(folder, target)
     problems += of_files

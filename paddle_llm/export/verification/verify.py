@@ -16,6 +16,7 @@ from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.export.source.source import Source
+from paddle_llm.export.verification import gguf_file
 from paddle_llm.export.verification.chat_template import template_differences
 from paddle_llm.export.verification.compare import LOGITS_AND_TOKENS, Finding, compare
 from paddle_llm.export.verification.engines import in_paddle, in_processes, in_static
@@ -66,7 +67,7 @@ _ENGINES = (
     _Engine("paddle.inference", ("static",), lambda question, _: in_static.answer(question)),
     _Engine(
         "transformers",
-        ("hf", "fastdeploy"),
+        ("hf", "fastdeploy", "gguf"),
         lambda question, _: in_processes.answer_of_transformers(question),
         _IN_TRANSFORMERS,
         "transformers has no network of this family without remote code",
@@ -99,7 +100,7 @@ def verify(
     Args:
         source: The source.
         folder: Folder of the export.
-        target: "hf", "fastdeploy" or "static".
+        target: "hf", "fastdeploy", "static" or "gguf".
         prompts: Texts or encoded prompts; None: some in English and Chinese, or random tokens if the source has no
             tokenizer.
         engines: Names from `ENGINES`; None: all that can load the target. The findings include those that are not
@@ -118,9 +119,15 @@ def verify(
     check_engines(engines, target)
     python = find_paddleformers(paddleformers_python) if uses_paddleformers(target, engines) else None
     say("running the source")
-    question, findings = _question(source, folder, prompts, new_tokens)
-    findings += _of_files(source, question)
-    expected = in_paddle.answer_of_source(source, question, _stored_dtypes(source, folder, target))
+    positions = gguf_file.context_length(folder) if target == "gguf" else position_limit(source.config)
+    question, findings = _question(source, folder, prompts, new_tokens, positions or 1 << 20)
+    if target == "gguf":
+        findings.append(gguf_file.of_weights(source, folder))
+        expected_source = gguf_file.rounded(source, folder)
+    else:
+        findings += _of_files(source, question)
+        expected_source = source
+    expected = in_paddle.answer_of_source(expected_source, question, _stored_dtypes(source, folder, target))
     gc.collect()
     for engine in _ENGINES:
         if target in engine.targets and (engines is None or engine.name in engines):
@@ -185,7 +192,7 @@ def find_paddleformers(named: Path | None) -> Path | None:
 
 
 def _question(
-    source: Source, folder: Path, prompts: Sequence[str | Prompt] | None, new_tokens: int
+    source: Source, folder: Path, prompts: Sequence[str | Prompt] | None, new_tokens: int, positions: int
 ) -> tuple[Question, list[Finding]]:
     """Encode and truncate the prompts. The findings report a tokenizer that exceeds the vocabulary."""
     given = list(prompts) if prompts is not None else list(TEXTS) if source.tokenizer else _random_prompts(source)
@@ -197,7 +204,6 @@ def _question(
         note = f"ids exceed the vocabulary of {source.config.vocab_size}: it is not the tokenizer of this model"
         findings.append(Finding("source", "tokenizer", len(texts), passed=False, note=note))
         found = _random_prompts(source)
-    positions = position_limit(source.config) or 1 << 20
     new_tokens = min(new_tokens, max(positions // 2, 1))
     found = [_truncated(prompt, positions - new_tokens) for prompt in found]
     ids = [list(encoded[text].ids) for text in texts]
@@ -233,6 +239,8 @@ def _stored_dtypes(source: Source, folder: Path, target: str) -> dict[str, str]:
     if target == "static":
         dtype = json.loads((folder / STATIC_STEP).read_text(encoding="utf-8"))["dtype"]
         return dict.fromkeys(source.names(), dtype)
+    if target == "gguf":
+        return gguf_file.stored_dtypes(source, folder)
     files = WeightFiles(folder)
     foreign = {name: hugging_face(source.family.name, name, len(source.shape(name))).name for name in source.names()}
     # The engines report a missing weight.

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paddle_llm.core.artifacts import GGUF
 from paddle_llm.export.verification.engines.question import Answers, EngineEnded, EngineFailed, NotRun, Question
 
 PADDLEFORMERS_PYTHON = "PADDLE_LLM_PADDLEFORMERS_PYTHON"
@@ -42,7 +43,18 @@ def answer_of_transformers(question: Question) -> Answers:
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise NotRun(f"{' and '.join(missing)} not installed. Install with: pip install 'paddle_llm[hf]'")
+    if (question.folder / GGUF).is_file() and _scales_rope(question.folder):
+        raise NotRun("transformers ignores scaled RoPE in GGUF files")
     return _ask(Path(sys.executable), "transformers_child.py", question)
+
+
+def _scales_rope(folder: Path) -> bool:
+    """Return whether the network of a GGUF file scales its rotary positions."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(folder / GGUF)
+    scales = any(".rope.scaling." in key for key in reader.fields)
+    return scales or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors)
 
 
 def answer_of_paddleformers(question: Question, python: Path | None) -> Answers:
@@ -86,6 +98,7 @@ def _ask(python: Path, script: str, question: Question, folder: Path | None = No
                     "prompts": [[int(token) for token in prompt.ids] for prompt in question.prompts],
                     "texts": list(question.texts),
                     "new_tokens": question.new_tokens,
+                    "gguf": GGUF if (question.folder / GGUF).is_file() else None,
                 }
             )
         )

@@ -21,8 +21,9 @@ def main(question_file: str, answers_file: str) -> None:
     """Answer a question; see in_processes.py."""
     question = json.loads(Path(question_file).read_text())
     folder = question["folder"]
+    file = {"gguf_file": question["gguf"]} if question["gguf"] else {}
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, torch_dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        folder, torch_dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **file
     )
     model, loading = loaded
     # transformers initialises missing weights randomly and only logs a warning.
@@ -35,7 +36,7 @@ def main(question_file: str, answers_file: str) -> None:
     answers = [continued(model, ids, question["new_tokens"]) for ids in question["prompts"]]
     other = {
         "engine": f"transformers {transformers.__version__} (torch {torch.__version__})",
-        "end_ids": ends if isinstance(ends, list) else [] if ends is None else [ends],
+        "end_ids": None if file else ends if isinstance(ends, list) else [] if ends is None else [ends],
         **read_texts(folder, question["texts"], model),
     }
     tokens, logits = zip(*answers, strict=True)
