@@ -20,6 +20,7 @@ PACKAGE = Path(spec.__file__).parents[1]
 ALLOWED = {
     "config/local_files/instruction_data.py": "names of chat templates",
     "data/chat/": "names of chat templates",
+    "export/targets/gguf/": "names of llama.cpp's tokenizers",
 }
 DESCRIPTIONS = [value for value in vars(spec).values() if isinstance(value, type) and value.__module__ == spec.__name__]
 
