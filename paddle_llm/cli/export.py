@@ -37,7 +37,9 @@ Examples:
 )
 @click.option("--adapter", type=PATHLIB, help="LoRA or AdaLoRA adapter to merge into the weights of CHECKPOINT.")
 @click.option("--tokenizer", type=PATHLIB, help="Folder of the tokenizer. [default: CHECKPOINT]")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Type of the weights; q8_0 with --target gguf only. [default: as stored]")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), help="Type of the weights; q8_0 with --target gguf only. [default: as stored]"
+)
 @click.option(
     "--max_shard_size", default="5GB", show_default=True, help="Maximum size of a file with weights, such as 500MB."
 )
