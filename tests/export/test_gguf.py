@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.core.errors import UserError
-from tests.export.environments import ROOT
+from tests.export.environments import ROOT, llama_cpp_path, smollm2_folder
 from tests.export.folders import random_weights, write_native
 
 SIZE = 704
@@ -255,3 +257,98 @@ def test_merges_that_scores_cannot_express_are_refused():
 def write_folder(folder: Path, family: str) -> Path:
     write_native(folder, family)
     return folder
+
+
+# ---- llama.cpp ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_llama_cpp() -> dict[str, str]:
+    """Return the environment of a process that has llama.cpp's Python bindings."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(llama_cpp_path())])}
+
+
+def samples() -> list[str]:
+    """Return 300 pieces of text, and some that tokenizers treat in different ways."""
+    chance, text = random.Random(0), "".join(texts())
+    starts = [chance.randrange(len(text)) for _ in range(300)]
+    hostile = [
+        " ", "  a", "a  b\n\n c", "今天天气很好，我们去公园。", "e\u0301 é", "🙂🙂 \t x", "123456 7.5", "I'll DON'T we'Re",
+        "\u2581x \u2581", "<s>x</s>", "<0x41>", "x" * 50, "\u00a0\u3000", "def f(x):\n    return x\r\n", "<|end|>", "\x00\x7f",
+    ]  # fmt: skip
+    return [*hostile, *(text[start : start + chance.randrange(1, 80)] for start in starts)]
+
+
+_TOKENIZE = """
+import json, sys, llama_cpp
+model = llama_cpp.Llama(sys.argv[1], vocab_only=True, verbose=False)
+texts = json.loads(sys.stdin.read())
+print(json.dumps([model.tokenize(text.encode(), add_bos=True, special=False) for text in texts]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6000)
+@pytest.mark.parametrize("rules", ["sentencepiece", "gpt-2", "llama-bpe", "qwen2"])
+def test_llama_cpp_gives_the_same_ids(rules, pieces, tmp_path, with_llama_cpp):
+    from paddle_llm.data.tokenizers.text_codec import open_codec
+    from paddle_llm.export import export
+    from paddle_llm.generation.prompts import encode_text
+
+    splits = {"gpt-2": None, "llama-bpe": LLAMA_3, "qwen2": LLAMA_3.replace("{1,3}", "")}
+    tokenizer = pieces if rules == "sentencepiece" else byte_level(tmp_path / "tokenizer", splits[rules])
+    export(model(tmp_path / "model", "llama", tokenizer, vocab_size=736), "gguf", tmp_path / "out", verify=False)
+    codec, asked = open_codec(str(tokenizer)), samples()
+    done = subprocess.run(
+        [sys.executable, "-c", _TOKENIZE, str(tmp_path / "out" / "model.gguf")],
+        input=json.dumps(asked), env=with_llama_cpp, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    expected = [list(encode_text(codec, text).ids) for text in asked]
+    differing = [text for text, a, b in zip(asked, json.loads(done.stdout), expected, strict=True) if a != b]
+    assert not differing
+
+
+_EXPORT = """
+import sys, json
+from dataclasses import asdict
+from paddle_llm.export import export
+done = export(sys.argv[1], "gguf", sys.argv[2], dtype=sys.argv[3] or None, engines=["llama.cpp"])
+print(json.dumps([asdict(finding) for finding in done.findings]))
+"""
+
+
+def by_llama_cpp(source: Path, out: Path, dtype: str, environment: dict[str, str]) -> dict[str, dict]:
+    """Export with llama.cpp as the engine and return its findings by what they compare."""
+    words = [sys.executable, "-c", _EXPORT, str(source), str(out), dtype]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    findings = json.loads(done.stdout.splitlines()[-1])
+    return {finding["what"]: finding for finding in findings if finding["engine"].startswith("llama.cpp")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6000)
+@pytest.mark.parametrize(("family", "dtype"), [("llama", ""), ("qwen2", ""), ("mistral", ""), ("llama", "q8_0")])
+def test_llama_cpp_computes_the_same(family, dtype, pieces, tmp_path, with_llama_cpp):
+    found = by_llama_cpp(model(tmp_path / "model", family, pieces), tmp_path / "out", dtype, with_llama_cpp)
+    assert found["tokenizer"]["passed"]
+    assert set(found) == {"tokenizer"} if dtype else found["logits and greedy tokens"]["passed"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6000)
+def test_llama_cpp_scales_rope_as_llama_3(pieces, tmp_path, with_llama_cpp):
+    scaling = {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    source = model(tmp_path / "model", "llama", pieces, rope_scaling=scaling, rope_theta=10000.0)
+    assert by_llama_cpp(source, tmp_path / "out", "", with_llama_cpp)["logits and greedy tokens"]["passed"]
+
+
+@pytest.mark.hf
+@pytest.mark.slow
+@pytest.mark.timeout(6000)
+def test_llama_cpp_continues_texts_of_a_published_model(tmp_path, with_llama_cpp):
+    found = by_llama_cpp(smollm2_folder(), tmp_path / "out", "", with_llama_cpp)
+    assert found["tokenizer"]["passed"] and found["logits and greedy tokens"]["passed"]

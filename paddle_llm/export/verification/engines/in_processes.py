@@ -48,6 +48,18 @@ def answer_of_transformers(question: Question) -> Answers:
     return _ask(Path(sys.executable), "transformers_child.py", question)
 
 
+def answer_of_llama_cpp(question: Question) -> Answers:
+    """Run llama.cpp, through its Python bindings in this environment.
+
+    Raises:
+        NotRun: If they are not installed.
+        EngineEnded: If it ends without an answer.
+    """
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise NotRun("llama-cpp-python is not installed. Install with: pip install llama-cpp-python")
+    return _ask(Path(sys.executable), "llama_cpp_child.py", question)
+
+
 def _scales_rope(folder: Path) -> bool:
     """Return whether the network of a GGUF file scales its rotary positions."""
     from gguf import GGUFReader

@@ -48,6 +48,7 @@ class Answers:
         tokenizer_problem: Reason why it could not read the tokenizer; "" otherwise.
         end_ids: Token ids that end a text in the engine; None if it reads none.
         note: Remark about how the engine was run.
+        not_compared: Reason why its logits and tokens cannot be compared with those of the source; "" if they are.
     """
 
     engine: str
@@ -57,6 +58,7 @@ class Answers:
     tokenizer_problem: str = ""
     end_ids: Collection[int] | None = None
     note: str = ""
+    not_compared: str = ""
 
 
 class NotRun(Exception):
