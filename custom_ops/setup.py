@@ -11,4 +11,4 @@ os.chdir(HERE)
 sys.path.insert(0, str(HERE))
 from installation import options  # noqa: E402
 
-setup(name="paddle_llm_fused_ln", version="0.2.0", packages=["fused_ln"], zip_safe=False, **options("."))
+setup(name="paddle_llm_fused_ln", version="0.3.0", packages=["fused_ln"], zip_safe=False, **options("."))

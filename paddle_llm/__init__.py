@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from paddle_llm.training.trainers.finetune_trainer import FinetuneTrainer
     from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["FinetuneTrainer", "PretrainTrainer", "finetune", "generate", "pretrain"]
 _MODULES = {
     "FinetuneTrainer": "training.trainers.finetune_trainer",
