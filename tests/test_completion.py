@@ -32,7 +32,7 @@ def _completions(line: str) -> list[str]:
 @pytest.mark.parametrize(
     "line, offered",
     [
-        ("paddle-llm p", ["pretrain"]),
+        ("paddle-llm p", ["plan", "pretrain"]),
         (
             "paddle-llm pretrain my.json --tensor",
             ["--tensor_parallel_degree", "--tensor_parallel_config", "--tensor_parallel_output"],

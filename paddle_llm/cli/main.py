@@ -47,7 +47,7 @@ COMMANDS = {
     ),
     "export": (
         "paddle_llm.cli.export:export_command",
-        "Write a model for Hugging Face, FastDeploy or paddle.inference.",
+        "Write a model for Hugging Face, FastDeploy, llama.cpp or paddle.inference.",
     ),
     "merge": ("paddle_llm.cli.merge:merge", "Merge several LoRA adapters of one base into one adapter."),
     "quantize": (

@@ -7,6 +7,7 @@ import json
 import click
 
 from paddle_llm.cli.number_option import FiniteNumber, WholeNumber
+from paddle_llm.cli.path_option import PATH
 from paddle_llm.config.reader import entry_of, resolve_for_cluster
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
@@ -18,7 +19,9 @@ from paddle_llm.planner.time.report import estimate, estimate_lines
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]})
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG.json [--key value ...]")
 @click.option("--world_size", type=WholeNumber(min=1), required=True, help="Number of ranks (GPUs) of the job.")
-@click.option("--gpu", required=True, help="Kind of the GPUs, such as a100-80g, h100 or b200, or a JSON file.")
+@click.option(
+    "--gpu", required=True, type=PATH, help="Kind of the GPUs, such as a100-80g, h100 or b200, or a JSON file."
+)
 @click.option(
     "--entry", type=click.Choice(["pretrain", "finetune"]), help="Kind of the job.  [default: by the keys of CONFIG]"
 )

@@ -23,7 +23,7 @@ _WORDS = {
 }
 _WORDS_OF_COMMANDS = {
     *("text_key", "data_format", "name", "author", "language", "prompts", "system", "max_shard_size", "engines"),
-    *("host", "words", "chat_template_date", "gpus", "master", "weights"),
+    *("host", "words", "chat_template_date", "gpus", "master", "weights", "served_model_names", "api_key"),
 }
 _LOOKS_LIKE_A_PATH = re.compile(r"(_dir|_path|_file|_folder|_cache|_checkpoint|_templates?|^output|^input)$")
 

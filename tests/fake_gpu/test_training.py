@@ -10,10 +10,13 @@ import numpy as np
 import paddle
 import pytest
 
+from paddle_llm.checkpoint.training_state import collect
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.counted_batches import LABELLED_POSITIONS
 from paddle_llm.export.verification.engines import in_paddle
+from paddle_llm.generation.evaluation import evaluate
+from paddle_llm.generation.evaluation.measure import peak_memory
 from paddle_llm.models.loss import CausalLMLoss
 from paddle_llm.models.patches.shared import cpu_switch
 from paddle_llm.parallel.zero import buckets as gradient_buckets
@@ -58,6 +61,19 @@ def test_kernels_for_cpus_are_not_installed(card: None, tmp_path: Path) -> None:
 
 def test_an_export_names_the_device(card: None) -> None:
     assert in_paddle._device() == "gpu"
+
+
+def test_an_evaluation_reports_the_memory_of_the_card(card: None) -> None:
+    assert evaluate._device() == "gpu"
+    assert peak_memory(evaluate._device()) == 5 << 30
+
+
+def test_a_checkpoint_copies_tensors_of_the_card(on_card: None) -> None:
+    """Memory of a card cannot be read in place."""
+    weight = paddle.to_tensor([[1.0, 2.0]])
+    found = collect._on_host(weight)
+    weight.set_value(paddle.zeros_like(weight))
+    np.testing.assert_array_equal(found, [[1.0, 2.0]])
 
 
 @pytest.mark.parametrize("found", [True, False])
