@@ -7,7 +7,6 @@ q8_0, matrices whose rows are not a multiple of 32 values in f16 (llama.cpp, con
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -157,8 +156,3 @@ def rope_factors(scaling: dict[str, Any], theta: float, width: int) -> np.ndarra
     smooth = (turns - low) / (high - low)
     between = 1 / ((1 - smooth) / factor + smooth)
     return np.where(turns > high, 1.0, np.where(turns < low, factor, between)).astype(np.float32)
-
-
-def matrix_types(tensors: list[GgufTensor]) -> Iterator[str]:
-    """Yield the types of the matrices."""
-    yield from (tensor.dtype for tensor in tensors if len(tensor.source.shape) > 1)
