@@ -30,7 +30,7 @@ COMMANDS = {
         "Report how a model, tokenizer or adapter folder is read.",
     ),
     "check": ("paddle_llm.cli.check:check", "Report every mistake of a config, and what the job would do."),
-    "plan": ("paddle_llm.cli.plan:plan", "Estimate the step time of a config on GPUs."),
+    "plan": ("paddle_llm.cli.plan:plan", "Estimate the step time and memory of a config on GPUs."),
     "simulate": (
         "paddle_llm.cli.simulate:simulate",
         "Simulate step times, failures and checkpoints of a job on many ranks.",

@@ -13,6 +13,7 @@ from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.planner.gpus import find_gpu
 from paddle_llm.planner.job import job_of
+from paddle_llm.planner.memory.report import memory_lines, memory_of, notes_on_memory
 from paddle_llm.planner.time.report import estimate, estimate_lines
 
 
@@ -34,7 +35,7 @@ def plan(
 
     The config is checked as the cluster would read it. The time of every matrix product, of attention, element-wise
     kernels, collectives, waiting pipeline stages and the optimizer step is estimated from the shapes and the device.
-    Memory is not estimated. Any --key value of the config may be given, as in training.
+    The memory of the fullest rank is listed by component. Any --key value of the config may be given, as in training.
 
     \b
     Example:
@@ -59,5 +60,8 @@ def plan(
         say(f"Every row is taken to have {job.seq_length} tokens (max_length). Shorter rows take less time.")
     max_steps = config.max_steps
     result, message = estimate(job, device, tokens=tokens, max_steps=max_steps if max_steps > 0 else None)
-    say(message)
-    print(json.dumps(result, indent=1) if as_json else "\n".join(estimate_lines(result)))
+    result["memory"] = memory_of(job, device)
+    for line in (message, *notes_on_memory(job)):
+        say(line)
+    lines = [*estimate_lines(result), *memory_lines(result["memory"])]
+    print(json.dumps(result, indent=1) if as_json else "\n".join(lines))

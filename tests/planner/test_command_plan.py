@@ -85,3 +85,20 @@ def test_the_command_does_not_import_paddle():
         f"paddle_llm({JOB!r}, standalone_mode=False); sys.exit('paddle' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_memory_of_the_fullest_rank_is_compared_with_the_card():
+    memory = json.loads(run("--json"))["memory"]
+    assert memory["total_bytes"] == sum(memory["components"].values())
+    assert memory["fits"] and memory["device_bytes"] == 80 * 2**30
+    small = json.loads(run("--json", "--gpu", "4090"))["memory"]
+    assert not small["fits"] and small["components"] == memory["components"]
+    over = (small["total_bytes"] - small["device_bytes"]) / 2**30
+    assert f"does not fit: {over:.1f} GiB too much" in run("--gpu", "4090")
+
+
+@pytest.mark.parametrize(("recipe", "noted"), [("llama_2_7b_prefix", True), ("llama_2_7b_lora", False)])
+def test_activations_that_are_not_counted_are_reported(recipe, noted):
+    words = ["plan", f"configs/finetune/{recipe}.json", "--world_size", "1", "--gpu", "a100-80g"]
+    result = CliRunner().invoke(paddle_llm, words, catch_exceptions=False)
+    assert ("activations that prefix adds are not counted" in result.stderr) == noted
