@@ -61,7 +61,7 @@ def test_the_greedy_texts_are_texts(llama, export):
     from paddle_llm.export.verification import verify
     from paddle_llm.export.verification.engines import in_paddle
 
-    question, _ = verify._question(open_source(llama), export, None, 16)
+    question, _ = verify._question(open_source(llama), export, None, 16, 1 << 20)
     answers = in_paddle.answer(question)
     assert len({tuple(tokens) for tokens in answers.tokens}) == len(answers.tokens)
     assert np.mean([len(set(tokens)) for tokens in answers.tokens]) > 8

@@ -87,6 +87,13 @@ KEPT: dict[str, str] = {
     "paddle_llm.parallel.process.failure_detection:_current": _RANK,
     "paddle_llm.parallel.process.start:_flags_hidden": _PATCHED,
     "paddle_llm.rehearse.faults.registry:FAULTS": "Filled when its modules are imported.",
+    "paddle_llm.planner.memory.schedule:_simulate": _PURE,
+    "paddle_llm.planner.pipeline.events:events_of": _PURE,
+    "paddle_llm.planner.pipeline.schedules:build_schedule": _PURE,
+    "paddle_llm.planner.shapes.weights:_embedding": _PURE,
+    "paddle_llm.planner.shapes.weights:_layer": _PURE,
+    "paddle_llm.planner.time.layers:first_trained_layer": _PURE,
+    "paddle_llm.planner.time.passes:_parts": _PURE,
 }
 
 _HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
