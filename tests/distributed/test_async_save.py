@@ -134,3 +134,28 @@ def test_a_killed_rank_leaves_the_checkpoint_before_and_no_process(tmp_path):
     wait_until(lambda: not is_running(noted["pid"]), 60, "the process that writes has ended")
     output = tmp_path / "output"
     assert newest_complete(output) == (output / "checkpoint-2", []) and not (output / "checkpoint-4").exists()
+
+
+def _train_until_saved(folder: Path) -> None:
+    """Train so that the save after step 2 has ended before step 3 ends, in which its end is reported."""
+    from paddlenlp.trainer import TrainerCallback
+
+    from paddle_llm.parallel.process.start import start_process
+
+    class Wait(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                wait_until(trainer.saver.has_ended, 100, "the save has ended")
+
+    start_process("cpu", TWO.world_size)
+    trainer = make_trainer(config(folder, **FIELDS), TWO, async_save=True)
+    trainer.add_callback(Wait())
+    trainer.train()
+
+
+def test_the_end_of_a_save_takes_no_row_of_a_step(tmp_path):
+    config(tmp_path)
+    run_ranks(_train_until_saved, 2, tmp_path)
+    written = [json.loads(line) for line in (tmp_path / "output/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in written if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in written if "save_seconds" in row] == [2, 4]

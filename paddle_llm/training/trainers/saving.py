@@ -157,8 +157,8 @@ class Saver:
         """Exchange the outcomes of all ranks, and report the save or fail."""
         background = self._background_writer()
         outcomes: list[Outcome | None] = gather_objects(mine)
-        if not any(one is not None and one.problem for one in outcomes):
-            # Saves end on all ranks in the same moment, unless one has failed.
+        if not any(one is not None and one.problem and not one.is_lost for one in outcomes):
+            # Saves end on all ranks in the same moment: all are written, or a process is lost and the others end with it.
             mine = mine or background.wait()
             outcomes = gather_objects(mine)
         self._pending = None

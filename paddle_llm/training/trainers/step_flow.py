@@ -129,18 +129,19 @@ def finish_step(trainer: PretrainTrainer, model: paddle.nn.Layer) -> None:
     Raises:
         StopRequested: If a rank was asked to stop.
     """
-    stops, spike = False, None
+    stops, save_ended, spike = False, False, None
     if trainer.state.global_step != trainer.meter.step:
         spike = _count_step(trainer)
-        stops = trainer.scalars.stops
-        if trainer.scalars.save_ended:
-            trainer.saver.settle()
+        stops, save_ended = trainer.scalars.stops, trainer.scalars.save_ended
     if trainer.control.should_log and trainer.meter.window.steps:
         consumed = trainer.consumed_samples(trainer.state.global_step)
         row = trainer.meter.row(grad_norm=trainer.scalars.grad_norm, consumed_samples=consumed)
         trainer.log({**row, "epoch": trainer.epoch_of(consumed)})
-    if spike is not None:  # afterwards, because writing a row clears the flag
+    # Other rows follow that of the step, because writing a row clears the flag.
+    if spike is not None:
         trainer.log(spike)
+    if save_ended:
+        trainer.saver.settle()
     metrics = None
     if trainer.control.should_evaluate:
         try:
