@@ -45,7 +45,7 @@ def describe_other_layout(folder: Path) -> str:
         if any(folder.glob("consolidated.*.pth")):
             return " It is in Meta's format (consolidated.*.pth). Convert it with transformers, or download the Hugging Face folder."
         if any(folder.glob("*.gguf")):
-            return " It contains GGUF files, which are not supported. Download the original folder."
+            return " It contains GGUF files, which can be exported but not read. Download the original folder."
     except OSError:
         pass
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ def write_gguf(source: Source, staged: Path, options: Options) -> None:
     """
     from gguf import GGUFWriter
 
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # it logs every file that it writes
     config = hugging_face_config(source.family.name, source.config, dtype=options.dtype or usual_dtype(source))
     tensors = gguf_tensors(source, options.dtype)
     writer = GGUFWriter(staged / GGUF, facts_of(source).architecture)
